@@ -1,0 +1,1 @@
+"""Few-bit neural networks in ONNX Runtime on CPUs: convert, run, validate."""

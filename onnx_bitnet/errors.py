@@ -1,0 +1,31 @@
+"""What can go wrong, said in one line each: what, where, why, and the way out."""
+
+from __future__ import annotations
+
+
+class BitNetError(Exception):
+    """Base of all errors that this package raises on purpose. The message is one line."""
+
+    exit_code = 1
+
+
+class RecipeError(BitNetError):
+    """The recipe or the command line asks for something that does not exist or matches nothing."""
+
+    exit_code = 2
+
+
+class ModelError(BitNetError):
+    """The model file, its external data or one of its weights cannot be used."""
+
+
+class DataError(BitNetError):
+    """The feeds do not fit the model's inputs, or the data file cannot be read."""
+
+
+class OutputError(BitNetError):
+    """The output cannot be written, or would overwrite a file."""
+
+
+class RuntimeMissing(BitNetError):
+    """onnxruntime is absent, too old, or cannot load the custom-op library."""

@@ -1,0 +1,220 @@
+"""Recipe: everything a conversion may be told, as one frozen value."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import fnmatch
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnx_bitnet.errors import RecipeError
+
+MODES = ("auto", "lossless", "ternary")
+FORMATS = ("auto", "i2s")
+ROUNDINGS = ("auto", "absmean", "twn", "mse")
+ACTIONS = ("keep", "int4", "int8")
+_OVERRIDABLE = ("format", "granularity", "rounding", "planes", "levels", "activation_bits")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What to do with the layers it matches; the first rule that matches a layer decides.
+
+    A layer matches when every condition that is given holds.
+
+    Args:
+        match: glob on the layer name (`*attention*`), or a regular expression after `re:`.
+        op_type: ONNX operator the layer was exported as, for example `Gemm`.
+        min_size: smallest number of weights.
+        action: `keep` leaves the layer float; `int4` and `int8` store exact 4- or 8-bit codes as planes.
+        overrides: recipe fields for these layers: format, granularity, rounding, planes, levels, activation_bits.
+    """
+
+    match: str = "*"
+    op_type: str | None = None
+    min_size: int = 0
+    action: str | None = None
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.action is not None and self.action not in ACTIONS:
+            raise RecipeError(
+                f"rule {self.match!r}: unknown action {self.action!r}; use one of {', '.join(ACTIONS)}"
+            )
+        for key in self.overrides:
+            if key not in _OVERRIDABLE:
+                raise RecipeError(
+                    f"rule {self.match!r}: cannot override {key!r}{_near(key, _OVERRIDABLE)}"
+                )
+        if self.match.startswith("re:"):
+            try:
+                re.compile(self.match[3:])
+            except re.error as error:
+                raise RecipeError(f"rule {self.match!r}: not a regular expression: {error}") from None
+
+    def fits(self, name: str, op_type: str, size: int) -> bool:
+        """Whether a layer of this name, operator and number of weights is meant."""
+        if self.op_type not in (None, op_type) or size < self.min_size:
+            return False
+        if self.match.startswith("re:"):
+            return re.search(self.match[3:], name) is not None
+        return fnmatch.fnmatchcase(name, self.match)
+
+    @classmethod
+    def parse(cls, value: Rule | Mapping[str, Any] | Sequence[Any]) -> Rule:
+        """Read a rule from a dict, or from a pair (match, "keep" | overrides)."""
+        if isinstance(value, Rule):
+            return value
+        if isinstance(value, Mapping):
+            known = {f.name for f in dataclasses.fields(cls)}
+            given = dict(value)
+            overrides = dict(given.pop("overrides", {}))
+            overrides |= {key: given.pop(key) for key in list(given) if key in _OVERRIDABLE}
+            if given.pop("keep", False):
+                given["action"] = "keep"
+            for key in given:
+                if key not in known:
+                    raise RecipeError(
+                        f"unknown key {key!r} in a rule{_near(key, [*known, *_OVERRIDABLE, 'keep'])}"
+                    )
+            return cls(**given, overrides=overrides)
+        if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2:
+            match, what = value
+            return (
+                cls(match=match, action=what)
+                if isinstance(what, str)
+                else cls(match=match, overrides=dict(what))
+            )
+        raise RecipeError(f"cannot read the rule {value!r}; write {{match = '*head*', action = 'keep'}}")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is converted. Every field has a sensible default; unknown fields are errors.
+
+    Args:
+        mode: `auto` converts exactly ternary layers and keeps the others (the report says so);
+            `lossless` does the same and nothing else, whatever later versions of `auto` do;
+            `ternary` converts every layer, whatever it costs.
+        format: canonical weight format in the file.
+        granularity: what shares a scale: `tensor`, `channel`, `block:128`, or `auto`.
+        rounding: how codes and scales are chosen for weights that are not ternary:
+            `absmean` (BitNet b1.58), `twn` (Ternary Weight Networks), `mse` (exact optimum), or `auto`.
+        planes: 1 to 4 planes of codes, each quantizing what the ones before left over.
+        levels: 3 (ternary) or 4 (all codes of two bits: -1, 0, 1, 2 times a scale of either sign).
+        activation_bits: 8, 16, 32 (none) or `auto`.
+        rules: exceptions by layer, see `Rule`; a rule that matches no layer is an error.
+        keep_first: leave the first linear layer float.
+        keep_last: leave the last linear layer float.
+
+    >>> Recipe(mode="ternary", granularity="block:128").mode
+    'ternary'
+    """
+
+    mode: str = "auto"
+    format: str = "auto"
+    granularity: str = "auto"
+    rounding: str = "auto"
+    planes: int = 1
+    levels: int = 3
+    activation_bits: int | str = "auto"
+    rules: tuple[Rule, ...] = ()
+    keep_first: bool = False
+    keep_last: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rules", tuple(Rule.parse(rule) for rule in self.rules))
+        _one_of("mode", self.mode, MODES)
+        check_layer_fields(dataclasses.asdict(self))
+        for rule in self.rules:
+            check_layer_fields(rule.overrides)
+
+    def replace(self, **changes: Any) -> Recipe:
+        """Return a copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON-able values; `Recipe.parse` reads them back to an equal recipe."""
+        return dataclasses.asdict(self) | {
+            "rules": [dataclasses.asdict(rule) for rule in self.rules],
+        }
+
+    @classmethod
+    def parse(cls, value: Recipe | Mapping[str, Any] | str | Path | None) -> Recipe:
+        """Read a recipe from a dict, or from a `.toml` or `.json` file.
+
+        Raises:
+            RecipeError: the file is missing or not TOML/JSON, or a key or value is unknown.
+        """
+        if value is None:
+            return cls()
+        if isinstance(value, Recipe):
+            return value
+        if isinstance(value, (str, Path)):
+            value = _read(Path(value))
+        known = [field.name for field in dataclasses.fields(cls)]
+        for key in value:
+            if key not in known:
+                raise RecipeError(f"unknown recipe key {key!r}{_near(key, known)}")
+        return cls(**value)
+
+
+def check_layer_fields(fields: Mapping[str, Any]) -> None:
+    """Raise RecipeError unless the values of the per-layer fields present are legal."""
+    if "format" in fields:
+        _one_of("format", fields["format"], FORMATS)
+    if "rounding" in fields:
+        _one_of("rounding", fields["rounding"], ROUNDINGS)
+    if "planes" in fields:
+        _one_of("planes", fields["planes"], (1, 2, 3, 4))
+    if "levels" in fields:
+        _one_of("levels", fields["levels"], (3, 4))
+    if "activation_bits" in fields:
+        _one_of("activation_bits", fields["activation_bits"], ("auto", 8, 16, 32))
+    if "granularity" in fields:
+        block_size(fields["granularity"])
+
+
+def block_size(granularity: str) -> int | None:
+    """Return B of `block:B`, or None for `auto`, `tensor` and `channel`."""
+    if granularity in ("auto", "tensor", "channel"):
+        return None
+    match = re.fullmatch(r"block:(\d+)", str(granularity))
+    if match is None or not 16 <= int(match[1]) <= 65536 or int(match[1]) % 16:
+        raise RecipeError(
+            f"granularity {granularity!r} is none of auto, tensor, channel or block:B with B a multiple of 16"
+        )
+    return int(match[1])
+
+
+def _one_of(field: str, value: object, allowed: Sequence[object]) -> None:
+    if value not in allowed or isinstance(value, bool):
+        raise RecipeError(
+            f"{field} = {value!r} is not known{_near(str(value), [str(a) for a in allowed])}; "
+            f"use one of {', '.join(str(a) for a in allowed)}"
+        )
+
+
+def _near(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot read the recipe: {error.strerror}") from None
+    try:
+        value = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (ValueError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(f"{path}: not a valid recipe file: {error}") from None
+    if not isinstance(value, dict):
+        raise RecipeError(f"{path}: a recipe is a table of fields, this is a {type(value).__name__}")
+    return value

@@ -1,0 +1,174 @@
+"""Report: what a conversion did to each linear layer, and why not to the others."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+SCHEMA = "onnx_bitnet.report/1"
+
+
+class Reason(Enum):
+    """Why a layer was left as it is. This list is closed: every refusal is one of these."""
+
+    NOT_TERNARY = "not-ternary"
+    KEPT_BY_RULE = "kept-by-rule"
+    KEPT_FIRST = "kept-first"
+    KEPT_LAST = "kept-last"
+    WEIGHT_NOT_CONSTANT = "weight-not-constant"
+    WEIGHT_OVERRIDABLE = "weight-overridable"
+    WEIGHT_IS_ARGUMENT = "weight-is-argument"
+    WEIGHT_TYPE = "weight-type"
+    WEIGHT_RANK = "weight-rank"
+    WEIGHT_BATCHED = "weight-batched"
+    WEIGHT_NOT_EVALUATED = "weight-not-evaluated"
+    ACTIVATION_TYPE = "activation-type"
+    RANK_UNKNOWN = "rank-unknown"
+    CONV_NOT_POINTWISE = "conv-not-pointwise"
+    EINSUM_NOT_LINEAR = "einsum-not-linear"
+    TRANSPOSED_BATCH = "transposed-batch"
+    OPSET_TOO_OLD = "opset-too-old"
+    ALREADY_QUANTIZED = "already-quantized"
+
+    @property
+    def explanation(self) -> str:
+        """One sentence for people: what the reason means and what to do about it."""
+        return _EXPLANATIONS[self]
+
+
+_EXPLANATIONS = {
+    Reason.NOT_TERNARY: "the weight is not ternary; mode='ternary' would convert it at a loss",
+    Reason.KEPT_BY_RULE: "a rule of the recipe keeps it",
+    Reason.KEPT_FIRST: "keep_first is set",
+    Reason.KEPT_LAST: "keep_last is set",
+    Reason.WEIGHT_NOT_CONSTANT: "no operand is constant, as in attention; nothing to pack",
+    Reason.WEIGHT_OVERRIDABLE: "the weight is also a graph input, which a caller may override",
+    Reason.WEIGHT_IS_ARGUMENT: "the weight is an argument of a function; inline the function first",
+    Reason.WEIGHT_TYPE: "the weight is not float32, float16 or bfloat16",
+    Reason.WEIGHT_RANK: "the weight is not a matrix",
+    Reason.WEIGHT_BATCHED: "the weight is a batch of different matrices",
+    Reason.WEIGHT_NOT_EVALUATED: "the constant subgraph behind the weight could not be evaluated",
+    Reason.ACTIVATION_TYPE: "the activations are neither float32 nor float16",
+    Reason.RANK_UNKNOWN: "the rank of the activations is not known; run shape inference first",
+    Reason.CONV_NOT_POINTWISE: "only 1x1 convolutions with stride 1, no padding and one group are linear layers",
+    Reason.EINSUM_NOT_LINEAR: "the equation is not a product with one constant matrix",
+    Reason.TRANSPOSED_BATCH: "the batch dimensions are transposed",
+    Reason.OPSET_TOO_OLD: "the model's opset is too old; upgrade it with onnx.version_converter",
+    Reason.ALREADY_QUANTIZED: "it is an integer product already",
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What became of one linear layer.
+
+    Args:
+        name: unique name of the layer; the node's own name where it has one.
+        op_type: ONNX operator it was.
+        where: the graph it is in: empty for the main graph, else for example `node If_3 / then_branch`.
+        n: outputs, 0 if unknown.
+        k: inputs, 0 if unknown.
+        reason: why it was left, None if it was converted.
+        detail: the reason's particulars in words.
+        format: canonical format of the packed weight.
+        granularity: `tensor`, `channel` or `block:B`.
+        planes: planes of codes.
+        activation_bits: 8, 16 or 32.
+        lossless: decode(packed) equals the original weight, value for value.
+        sqnr_db: signal to noise of the weight in dB; None when lossless.
+        zeros: share of codes that mean zero.
+        float_bytes: bytes of the original weight.
+        packed_bytes: bytes of packed codes, scales and zero points.
+        shared_with: name of an earlier layer whose packed weight this one uses, if any.
+    """
+
+    name: str
+    op_type: str
+    where: str = ""
+    n: int = 0
+    k: int = 0
+    reason: Reason | None = None
+    detail: str = ""
+    format: str | None = None
+    granularity: str | None = None
+    planes: int = 0
+    activation_bits: int = 0
+    lossless: bool = False
+    sqnr_db: float | None = None
+    zeros: float | None = None
+    float_bytes: int = 0
+    packed_bytes: int = 0
+    shared_with: str | None = None
+
+    @property
+    def converted(self) -> bool:
+        """Whether the layer is packed now."""
+        return self.reason is None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON-able values."""
+        fields = dataclasses.asdict(self)
+        fields["reason"] = self.reason.value if self.reason else None
+        return fields
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `convert` or `plan` did, or would do, with a model.
+
+    Args:
+        source: path of the model read.
+        output: path of the model written, None for a plan.
+        recipe: the effective recipe as plain values.
+        layers: every linear layer, converted or not, in graph order.
+        notes: sentences the user should read, such as what `auto` left alone.
+        source_bytes: size of the model and its external data.
+        output_bytes: the same of the result; a prediction in a plan.
+    """
+
+    source: str
+    output: str | None
+    recipe: dict[str, Any]
+    layers: tuple[Layer, ...]
+    notes: tuple[str, ...] = ()
+    source_bytes: int = 0
+    output_bytes: int = 0
+
+    @property
+    def converted(self) -> tuple[Layer, ...]:
+        """The layers that are packed."""
+        return tuple(layer for layer in self.layers if layer.converted)
+
+    @property
+    def kept(self) -> tuple[Layer, ...]:
+        """The layers that were left, each with its reason."""
+        return tuple(layer for layer in self.layers if not layer.converted)
+
+    @property
+    def lossless(self) -> bool:
+        """Whether something was converted and every converted layer decodes to its original weight."""
+        return bool(self.converted) and all(layer.lossless for layer in self.converted)
+
+    def reasons(self) -> dict[Reason, int]:
+        """Count the layers left, by reason, most frequent first."""
+        return dict(Counter(layer.reason for layer in self.kept if layer.reason).most_common())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as one JSON-able document."""
+        return {
+            "schema": SCHEMA,
+            "source": self.source,
+            "output": self.output,
+            "recipe": self.recipe,
+            "lossless": self.lossless,
+            "source_bytes": self.source_bytes,
+            "output_bytes": self.output_bytes,
+            "converted": len(self.converted),
+            "kept": len(self.kept),
+            "reasons": {reason.value: count for reason, count in self.reasons().items()},
+            "notes": list(self.notes),
+            "layers": [layer.to_dict() for layer in self.layers],
+        }
