@@ -1,0 +1,97 @@
+"""The oracle against numbers worked out by hand and against plain float arithmetic."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnx_bitnet import reference
+
+
+def test_pack_puts_the_first_code_in_the_lowest_bits_and_pads_with_one():
+    assert reference.pack_i2s(np.array([[0, 1, 2, 3, 2]])).tolist() == [[0b11100100, 0b01010110]]
+
+
+def test_unpack_returns_the_codes():
+    packed = np.array([[0b11100100, 0b01010110]], np.uint8)
+    assert reference.unpack_i2s(packed, 5).tolist() == [[0, 1, 2, 3, 2]]
+
+
+def test_quantize_rows_scales_by_the_largest_magnitude():
+    q, inv_s = reference.quantize_rows(np.array([[-2.0, 1.0, 0.5]], np.float32), 8)
+    assert q.tolist() == [[-127, 64, 32]]  # 63.5 and 31.75: halves go to the even integer
+    assert inv_s[0] == np.float32(2) / np.float32(127)
+
+
+def test_quantize_rows_of_zeros_is_zero():
+    q, inv_s = reference.quantize_rows(np.zeros((1, 4), np.float16), 16)
+    assert not q.any()
+    assert inv_s[0] == np.float32(1e-5) / np.float32(32767)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_quantize_rows_clamps_with_a_static_scale(bits: int):
+    q, inv_s = reference.quantize_rows(np.array([[-1e6, 1e6, 0.75, -0.25]], np.float32), bits, 0.5)
+    top = 2 ** (bits - 1)
+    assert q.tolist() == [[-top, top - 1, 2, 0]]
+    assert inv_s.tolist() == [0.5]
+
+
+@pytest.mark.parametrize("bits", [8, 16, 32])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("static", [0.0, 0.5])
+def test_rows_with_nan_or_inf_give_rows_of_nan(bits: int, bad: float, static: float):
+    x = np.ones((3, 4), np.float32)
+    x[1, 2] = bad
+    one = np.ones((1, 1, 1), np.float32)
+    y = reference.matmul(
+        x,
+        reference.pack_i2s(np.zeros((1, 5, 4))),
+        one,
+        one,
+        None,
+        k=4,
+        activation_bits=bits,
+        activation_scale=static,
+    )
+    assert np.isnan(y[1]).all()
+    assert np.isfinite(y[[0, 2]]).all()
+
+
+def test_matmul_worked_by_hand():
+    # W = 0.5 * [[1, 0, -1], [1, 1, 1]], x = [127, 1, 2] has inv_s = 1 and q = x.
+    weight = reference.pack_i2s(np.array([[[2, 1, 0], [2, 2, 2]]]))
+    half, one = np.full((1, 1, 1), 0.5, np.float32), np.ones((1, 1, 1), np.float32)
+    y = reference.matmul(np.array([127.0, 1, 2], np.float32), weight, half, one, np.float32([10, 20]), k=3)
+    assert y.tolist() == [72.5, 85.0]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("scale_dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("block_size", [0, 16, 48])
+@pytest.mark.parametrize("bits", [8, 16, 32])
+def test_matmul_is_near_float_arithmetic(bits, block_size, scale_dtype, dtype):
+    rng = np.random.default_rng(1)
+    planes, n, k = 3, 5, 100
+    groups = len(reference.group_starts(k, block_size))
+    weight = reference.pack_i2s(rng.integers(0, 4, (planes, n, k)))
+    scale = rng.normal(size=(planes, n, groups)).astype(scale_dtype)
+    zero_point = rng.choice([1, 1.5, 0.25], (planes, n, groups)).astype(scale_dtype)
+    bias = rng.normal(size=n).astype(np.float32)
+    x = rng.normal(size=(2, 3, k)).astype(dtype)
+    y = reference.matmul(x, weight, scale, zero_point, bias, k=k, block_size=block_size, activation_bits=bits)
+    w = reference.dequantize(weight, scale, zero_point, k, block_size)
+    exact = x.astype(np.float64) @ w.T.astype(np.float64) + bias
+    assert (y.dtype, y.shape) == (dtype, (2, 3, n))
+    bound = {8: 0.5, 16: 2e-3, 32: 1e-5}[bits] + (0.05 if dtype is np.float16 else 0)
+    np.testing.assert_allclose(y, exact, rtol=0, atol=bound)
+
+
+def test_scales_of_one_row_or_group_serve_all():
+    rng = np.random.default_rng(2)
+    weight = reference.pack_i2s(rng.integers(0, 3, (1, 4, 64)))
+    x = rng.normal(size=(2, 64)).astype(np.float32)
+    one = np.ones((1, 1, 1), np.float32)
+    short = reference.matmul(x, weight, 3 * one, one, None, k=64, block_size=32)
+    long = np.ones((1, 4, 2), np.float32)
+    assert np.array_equal(short, reference.matmul(x, weight, 3 * long, long, None, k=64, block_size=32))
