@@ -1,0 +1,185 @@
+"""Each packed op spelled in standard ONNX ops, so that files run without the library (promise P4).
+
+An op's FunctionProto must import the same version of the default domain as the model that carries it,
+so a body is written for a given opset. Bodies are ONNX text: what differs between opsets is substituted.
+Everything that depends on weights and attributes only is a constant chain, which onnxruntime folds to
+one float (K, N) matrix when it loads the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from string import Template
+from types import MappingProxyType
+
+import onnx.parser
+import onnx_ir as ir
+
+DOMAIN = "onnx_bitnet"
+VERSION = 1
+OPSETS = range(11, 27)
+"""Opsets of the default domain for which bodies are written. Before 11 there is no BitShift and no Round."""
+
+FLOAT16_OPSET = 15
+"""First opset whose bodies give y the type of a float16 x (CastLike); before it x must be float32."""
+
+_MATMUL_I2S = Template("""
+<opset_import: ["" : $opset], domain: "$domain">
+MatMulI2S <K, N, block_size, activation_bits, activation_scale>
+          (x, weight, scale, zero_point, bias) => (y)
+{
+    int_0 = Constant <value = int64[1] {0}> ()
+    int_1 = Constant <value = int64[1] {1}> ()
+    int_4 = Constant <value = int64[1] {4}> ()
+    last = Constant <value = int64[1] {-1}> ()
+    float_0 = Constant <value = float {0.0}> ()
+    float_1 = Constant <value = float {1.0}> ()
+$attributes
+
+    # codes (P, N, K): four to a byte, lowest bits first
+    shifts = Constant <value = uint8[4] {0, 2, 4, 6}> ()
+    radix = Constant <value = uint8 {4}> ()
+    split = Constant <value = int64[4] {0, 0, 0, 1}> ()
+    join = Constant <value = int64[3] {0, 0, -1}> ()
+    columns = Constant <value = int64[1] {2}> ()
+    bytes = Reshape (weight, split)
+    shifted = BitShift <direction = "RIGHT"> (bytes, shifts)
+    fields = Mod (shifted, radix)
+    row_codes = Reshape (fields, join)
+    codes = Slice (row_codes, int_0, K, columns)
+
+    # blocks (P, N, G, block): the last one is filled up
+    one_block = Equal (block_size, int_0)
+    block = Where (one_block, K, block_size)
+    minus_K = Neg (K)
+    missing = Mod (minus_K, block)
+    before = Constant <value = int64[5] {0, 0, 0, 0, 0}> ()
+    padding = Concat <axis = 0> (before, missing)
+    float_codes = Cast <to = 1> (codes)
+    padded = Pad (float_codes, padding)
+    block_shape = Concat <axis = 0> (join, block)
+    blocks = Reshape (padded, block_shape)
+
+    # W (K, N) = sum over planes of scale * (code - zero_point)
+    float_scale = Cast <to = 1> (scale)
+    float_zero_point = Cast <to = 1> (zero_point)
+    block_scale = Reshape (float_scale, split)
+    block_zero_point = Reshape (float_zero_point, split)
+    centred = Sub (blocks, block_zero_point)
+    planes = Mul (centred, block_scale)
+    W_blocks = $sum_of_planes
+    two_axes = Constant <value = int64[2] {0, -1}> ()
+    W_padded = Reshape (W_blocks, two_axes)
+    W_rows = Slice (W_padded, int_0, K, int_1)
+    W = Transpose <perm = [1, 0]> (W_rows)
+
+    # inputs as integers -L - 1 to L and the step between two of them
+    bits_16 = Constant <value = int64[1] {16}> ()
+    bits_32 = Constant <value = int64[1] {32}> ()
+    L_8 = Constant <value = float {127.0}> ()
+    L_16 = Constant <value = float {32767.0}> ()
+    tiny = Constant <value = float {1e-5}> ()
+    is_16 = Equal (activation_bits, bits_16)
+    is_float = Equal (activation_bits, bits_32)
+    is_static = Greater (activation_scale, float_0)
+    L = Where (is_16, L_16, L_8)
+    minus_L = Neg (L)
+    lowest = Sub (minus_L, float_1)
+    float_x = Cast <to = 1> (x)
+    magnitudes = Abs (float_x)
+    peak = $peak
+    absmax = Max (peak, tiny)
+    inverse = Div (float_1, absmax)
+    dynamic_factor = Mul (inverse, L)
+    dynamic_step = Div (absmax, L)
+    static_step = Where (is_static, activation_scale, float_1)
+    static_factor = Div (float_1, static_step)
+    factor = Where (is_static, static_factor, dynamic_factor)
+    quantized_step = Where (is_static, static_step, dynamic_step)
+    scaled = Mul (float_x, factor)
+    rounded = Round (scaled)
+    at_most = Min (rounded, L)
+    quantized = Max (at_most, lowest)
+
+    # y = Q(x) W + bias; 0 * x is NaN in a row with NaN or Inf, and 0 in all others.
+    # onnxruntime does not reduce the last axis of an empty x: Slice makes its length 1.
+    q = Where (is_float, float_x, quantized)
+    finite_step = Where (is_float, float_1, quantized_step)
+    nothings = Mul (float_x, float_0)
+    nothing = $nothing
+    poisoned_step = Add (finite_step, nothing)
+    step = Slice (poisoned_step, int_0, int_1, last)
+    product = MatMul (q, W)
+    product_scaled = Mul (product, step)
+    float_y = Add (product_scaled, bias)
+    y = $y
+}
+""")
+
+_ATTRIBUTES = """
+    K_scalar = Constant <value_int: int = @K> ()
+    block_size_scalar = Constant <value_int: int = @block_size> ()
+    activation_bits_scalar = Constant <value_int: int = @activation_bits> ()
+    K = Reshape (K_scalar, int_1)
+    block_size = Reshape (block_size_scalar, int_1)
+    activation_bits = Reshape (activation_bits_scalar, int_1)
+    activation_scale = Constant <value_float: float = @activation_scale> ()"""
+
+# Constant takes no number before opset 12. Gemm multiplies by alpha; EyeLike puts a 1 in column k, and ArgMax finds it again;
+# the row has a column for each k up to 4 * row_bytes + 32, so for K, block_size and activation_bits.
+_ATTRIBUTES_11 = """
+    row_bytes_axis = Constant <value = int64[1] {2}> ()
+    most_bits = Constant <value = int64[1] {33}> ()
+    weight_shape = Shape (weight)
+    row_bytes = Gather <axis = 0> (weight_shape, row_bytes_axis)
+    row_weights = Mul (row_bytes, int_4)
+    row_length = Add (row_weights, most_bits)
+    row_shape = Concat <axis = 0> (int_1, row_length)
+    row = ConstantOfShape (row_shape)
+    K_row = EyeLike <k: int = @K> (row)
+    block_size_row = EyeLike <k: int = @block_size> (row)
+    activation_bits_row = EyeLike <k: int = @activation_bits> (row)
+    K = ArgMax <axis = 1, keepdims = 0> (K_row)
+    block_size = ArgMax <axis = 1, keepdims = 0> (block_size_row)
+    activation_bits = ArgMax <axis = 1, keepdims = 0> (activation_bits_row)
+    matrix_shape = Constant <value = int64[2] {1, 1}> ()
+    matrix_1 = Reshape (float_1, matrix_shape)
+    activation_scale_matrix = Gemm <alpha: float = @activation_scale> (matrix_1, matrix_1)
+    activation_scale = Reshape (activation_scale_matrix, int_1)"""
+
+
+def matmul_i2s(opset: int) -> ir.Function:
+    """Make the body of MatMulI2S for models that import this version of the default domain.
+
+    y = (Q(x) W^T) * step + bias with W = sum over planes p of scale[p] * (code[p] - zero_point[p]),
+    for all attributes of the op: planes, blocks (ragged ones too), zero points, float16 scales,
+    activation_bits 8, 16 and 32, static activation_scale, and x of any rank from 1 up. A row of x with
+    NaN or Inf gives a row of NaN. x may be float16 from opset 15 on.
+
+    Raises:
+        ValueError: the opset is not in OPSETS.
+    """
+    if opset not in OPSETS:
+        raise ValueError(f"opset {opset}: function bodies exist for {OPSETS[0]} to {OPSETS[-1]}")
+    text = _MATMUL_I2S.substitute(
+        opset=opset,
+        domain=DOMAIN,
+        attributes=_ATTRIBUTES if opset >= 12 else _ATTRIBUTES_11,
+        sum_of_planes=_reduce("ReduceSum", "planes", "int_0", keepdims=False, axes_are_input=opset >= 13),
+        peak=_reduce("ReduceMax", "magnitudes", "last", keepdims=True, axes_are_input=opset >= 18),
+        nothing=_reduce("ReduceMean", "nothings", "last", keepdims=True, axes_are_input=opset >= 18),
+        y="CastLike (float_y, x)" if opset >= FLOAT16_OPSET else "Identity (float_y)",
+    )
+    function: ir.Function = ir.from_proto(onnx.parser.parse_function(text))
+    return function
+
+
+FUNCTIONS: Mapping[str, Callable[[int], ir.Function]] = MappingProxyType({"MatMulI2S": matmul_i2s})
+"""Op type -> what makes its body for an opset."""
+
+
+def _reduce(op: str, value: str, axis: str, *, keepdims: bool, axes_are_input: bool) -> str:
+    """A reduction over the axis named `int_0` (0) or `last` (-1): an attribute first, an input later."""
+    if axes_are_input:
+        return f"{op} <keepdims = {keepdims:d}> ({value}, {axis})"
+    return f"{op} <axes = [{0 if axis == 'int_0' else -1}], keepdims = {keepdims:d}> ({value})"
