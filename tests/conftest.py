@@ -1,0 +1,76 @@
+"""Fixtures: the real models, each made once per run, or a skip that says what to install."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import digits
+import installed
+import minilm
+import ocr
+import onnx
+import pytest
+import vad
+
+
+def _wheel(path: Path | None) -> Path:
+    if path is None:
+        pytest.skip("install models/requirements.txt")
+    return path
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="session")
+def digits_parameters() -> digits.Parameters:
+    pytest.importorskip("sklearn", reason="install the extra [test]")
+    return digits.train(digits.splits()[0])
+
+
+@pytest.fixture(scope="session")
+def digits_model(digits_parameters: digits.Parameters, model_folder: Path) -> Path:
+    path = model_folder / "digits.onnx"
+    onnx.save(digits.build(digits_parameters), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def minilm_model(model_folder: Path) -> Path:
+    _wheel(minilm.path())
+    path = model_folder / "minilm.onnx"
+    onnx.save(minilm.build(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def minilm_ternary_model(model_folder: Path) -> Path:
+    """MiniLM with weights that are exactly ternary per output channel."""
+    _wheel(minilm.path())
+    path = model_folder / "minilm-ternary.onnx"
+    onnx.save(minilm.build(ternary=True), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def ocr_model() -> Path:
+    return _wheel(ocr.path())
+
+
+@pytest.fixture(scope="session")
+def vad_model() -> Callable[[str], Path]:
+    return lambda variant: _wheel(vad.path(variant))
+
+
+@pytest.fixture(scope="session")
+def magika_model() -> Path:
+    return _wheel(installed.find("magika", "model.onnx"))
+
+
+@pytest.fixture(scope="session")
+def int8_model() -> Path:
+    """An encoder that onnxruntime's tools have quantized: MatMulInteger all over."""
+    return _wheel(installed.find("traceforge-title-model", "span/encoder.onnx"))
