@@ -125,8 +125,9 @@ _ATTRIBUTES = """
     activation_bits = Reshape (activation_bits_scalar, int_1)
     activation_scale = Constant <value_float: float = @activation_scale> ()"""
 
-# Constant takes no number before opset 12. Gemm multiplies by alpha; EyeLike puts a 1 in column k, and ArgMax finds it again;
-# the row has a column for each k up to 4 * row_bytes + 32, so for K, block_size and activation_bits.
+# Constant takes no number before opset 12. Gemm multiplies by alpha. EyeLike puts a 1 in column k and ArgMax
+# finds it again: the row has a column for each k up to 4 * row_bytes + 32, so for K and activation_bits; a
+# block_size beyond that gives 0, which means the same.
 _ATTRIBUTES_11 = """
     row_bytes_axis = Constant <value = int64[1] {2}> ()
     most_bits = Constant <value = int64[1] {33}> ()
@@ -170,8 +171,7 @@ def matmul_i2s(opset: int) -> ir.Function:
         nothing=_reduce("ReduceMean", "nothings", "last", keepdims=True, axes_are_input=opset >= 18),
         y="CastLike (float_y, x)" if opset >= FLOAT16_OPSET else "Identity (float_y)",
     )
-    function: ir.Function = ir.from_proto(onnx.parser.parse_function(text))
-    return function
+    return ir.serde.deserialize_function(onnx.parser.parse_function(text))
 
 
 FUNCTIONS: Mapping[str, Callable[[int], ir.Function]] = MappingProxyType({"MatMulI2S": matmul_i2s})
