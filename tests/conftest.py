@@ -8,6 +8,7 @@ from pathlib import Path
 import digits
 import installed
 import minilm
+import numpy as np
 import ocr
 import onnx
 import pytest
@@ -53,6 +54,13 @@ def minilm_ternary_model(model_folder: Path) -> Path:
     path = model_folder / "minilm-ternary.onnx"
     onnx.save(minilm.build(ternary=True), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def minilm_feeds() -> dict[str, np.ndarray]:
+    """Return twelve real sentences, cut and padded to 32 tokens."""
+    _wheel(minilm.path())
+    return minilm.tokenize(minilm.sentences()[1][:12], length=32)
 
 
 @pytest.fixture(scope="session")

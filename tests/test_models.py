@@ -138,8 +138,16 @@ def test_scripts_write_model_and_feeds(script, tmp_path, request):
 
 
 def test_script_writes_minilm_and_feeds(tmp_path, minilm_model):
-    command("minilm.py", tmp_path / "m.onnx", "--data", tmp_path / "d.npz")
+    command("minilm.py", tmp_path / "m.onnx", "--data", tmp_path / "sentences")
     assert (tmp_path / "m.onnx").read_bytes() == minilm_model.read_bytes()
-    with np.load(tmp_path / "d.npz") as feeds:
+    batches = sorted((tmp_path / "sentences").iterdir())
+    assert len(batches) == 10
+    with np.load(batches[0]) as feeds:
         assert feeds["input_ids"].shape == feeds["attention_mask"].shape
-        assert len(feeds["input_ids"]) == 200
+        assert len(feeds["input_ids"]) == 20
+
+
+def test_minilm_feeds_fit_in_one_file(tmp_path, minilm_model):
+    assert minilm.save_feeds(["One.", "Two of them."], tmp_path / "two.npz") == 1
+    with np.load(tmp_path / "two.npz") as feeds:
+        assert run(minilm_model, dict(feeds))[1].shape == (2, 384)
