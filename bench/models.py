@@ -1,0 +1,229 @@
+"""Times whole models side by side: ONNX Runtime in fp32, dynamic int8 and 2 bits, and this package.
+
+    python bench/models.py [minilm] [digits] [layer] [--threads 1 2] [--rounds 30]
+
+All variants of a model are made from the same float file, whose linear layers are exactly ternary, so that
+the 2-bit ones hold the same weights. In every round each variant in turn runs once to warm up and then for
+about 20 ms; the table has the medians over the rounds, in ms. Thread pools stop spinning after each run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import QuantType, quantize_dynamic
+
+import onnx_bitnet as bn
+from onnx_bitnet import reference
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
+import digits
+import minilm
+
+BLOCK = 128
+SECONDS = 0.02  # that one variant runs in one round
+Feeds = dict[str, np.ndarray]
+
+
+def minilm_model() -> tuple[onnx.ModelProto, dict[str, Feeds]]:
+    return minilm.build(ternary=True), {
+        "1 x 128 tokens": minilm.tokenize(minilm.sentences()[1][:1], length=128)
+    }
+
+
+def digits_model() -> tuple[onnx.ModelProto, dict[str, Feeds]]:
+    training, test = digits.splits()
+    model = digits.build(digits.train(training))
+    return model, {f"batch {m}": {"pixels": test.images[:m]} for m in (1, 64)}
+
+
+def layer_model() -> tuple[onnx.ModelProto, dict[str, Feeds]]:
+    rng = np.random.default_rng(0)
+    weight = rng.integers(-1, 2, (2560, 2560)).astype(np.float32) * np.float32(0.02)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "weight"], ["y"], name="layer")],
+        "layer",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["m", 2560])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["m", 2560])],
+        [numpy_helper.from_array(weight, "weight")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    return model, {f"m = {m}": {"x": rng.normal(size=(m, 2560)).astype(np.float32)} for m in (1, 8, 128)}
+
+
+MODELS: dict[str, Callable[[], tuple[onnx.ModelProto, dict[str, Feeds]]]] = {
+    "minilm": minilm_model,
+    "digits": digits_model,
+    "layer": layer_model,
+}
+
+
+def float_variant(source: Path, target: Path) -> None:
+    target.write_bytes(source.read_bytes())
+
+
+def int8_variant(source: Path, target: Path) -> None:
+    quantize_dynamic(
+        source, target, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8
+    )
+
+
+def two_bit_variant(source: Path, target: Path) -> None:
+    """Spell each MatMul with ternary weights as MatMulNBits with the same values in 2 bits."""
+    model = onnx.load(source)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type != "MatMul" or node.input[1] not in weights:
+            continue
+        name = node.input[1]
+        weight = numpy_helper.to_array(weights[name]).T
+        scale = np.abs(weight).max(axis=1, keepdims=True)
+        codes = np.rint(weight / scale)
+        if not np.array_equal(codes * scale, weight):
+            continue
+        n, k = weight.shape
+        blocks = -(-k // BLOCK)
+        padded = np.pad(codes + 1, ((0, 0), (0, blocks * BLOCK - k)), constant_values=1)
+        tensors = {
+            f"{name}.codes": reference.pack_i2s(padded.reshape(n, blocks, BLOCK)),
+            f"{name}.scale": np.repeat(scale, blocks, axis=1).reshape(-1),
+            f"{name}.zero_point": np.full(n * -(-blocks // 4), 0b01010101, np.uint8),
+        }
+        model.graph.initializer.extend(numpy_helper.from_array(v, name) for name, v in tensors.items())
+        model.graph.initializer.remove(weights[name])
+        attributes = {"K": k, "N": n, "bits": 2, "block_size": BLOCK, "accuracy_level": 4}
+        product = helper.make_node(
+            "MatMulNBits",
+            [node.input[0], *tensors],
+            node.output,
+            node.name,
+            domain="com.microsoft",
+            **attributes,
+        )
+        node.CopyFrom(product)
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    onnx.save(model, target)
+
+
+def our_variant(activation_bits: int) -> Callable[[Path, Path], None]:
+    def write(source: Path, target: Path) -> None:
+        report = bn.convert(source, target, bn.Recipe(mode="lossless", activation_bits=activation_bits))
+        assert report.lossless
+
+    return write
+
+
+VARIANTS: dict[str, Callable[[Path, Path], None]] = {
+    "ORT fp32": float_variant,
+    "ORT int8": int8_variant,
+    "ORT 2-bit": two_bit_variant,
+    "ours A8": our_variant(8),
+    "ours A16": our_variant(16),
+}
+
+
+def open_session(path: Path, threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    bn.register(options)
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def median_seconds(sessions: list[ort.InferenceSession], feeds: Feeds, rounds: int) -> list[float]:
+    """Return the median time of one run for each session, measured in turns."""
+
+    def seconds(session: ort.InferenceSession, runs: int) -> float:
+        start = time.perf_counter()
+        for _ in range(runs):
+            session.run(None, feeds)
+        return (time.perf_counter() - start) / runs
+
+    runs = [max(1, round(SECONDS / min(seconds(s, 1) for _ in range(3)))) for s in sessions]
+    samples = []
+    for _ in range(rounds):
+        samples.append([])
+        for session, count in zip(sessions, runs, strict=True):
+            session.run(None, feeds)
+            samples[-1].append(seconds(session, count))
+    return np.median(samples, axis=0).tolist()
+
+
+def agreement(y: list[np.ndarray], expected: list[np.ndarray]) -> float:
+    """Return the relative L2 distance of the last output from the one in fp32."""
+    return float(np.linalg.norm(y[-1] - expected[-1]) / np.linalg.norm(expected[-1]))
+
+
+def file_bytes(path: Path) -> int:
+    return sum(part.stat().st_size for part in path.parent.glob(path.name + "*"))
+
+
+def print_header() -> None:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    cpus = [line.split(": ")[1] for line in lines if line.startswith("model name")] or ["unknown"]
+    isas = sorted({kernel.isa for kernel in bn.kernels() if kernel.chosen})
+    print(f"CPU: {cpus[0]}, {len(cpus)} logical; kernels: {', '.join(isas)}")
+    print(f"onnxruntime {ort.__version__}, numpy {np.__version__}, Python {sys.version.split()[0]}")
+    print(f"Command: python {shlex.join(sys.argv)}\n")
+
+
+def print_row(*cells: object) -> None:
+    print("|", " | ".join(map(str, cells)), "|", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("models", nargs="*", help=f"which of {', '.join(MODELS)}; default: all")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=30)
+    arguments = parser.parse_args()
+    unknown = set(arguments.models) - set(MODELS)
+    if unknown:
+        parser.error(f"unknown model {', '.join(sorted(unknown))}; use {', '.join(MODELS)}")
+
+    logging.disable(logging.WARNING)  # the int8 quantizer's advice
+    print_header()
+    print_row("model", "input", "threads", *(f"{name}, ms" for name in VARIANTS))
+    print_row(*["---"] * (3 + len(VARIANTS)))
+    facts = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in arguments.models or MODELS:
+            model, inputs = MODELS[name]()
+            source = Path(folder) / f"{name}.onnx"
+            onnx.save(model, source)
+            paths = [Path(folder) / f"{name}.{index}.onnx" for index in range(len(VARIANTS))]
+            for write, path in zip(VARIANTS.values(), paths, strict=True):
+                write(source, path)
+            facts.append((name, "file, MB", *(f"{file_bytes(path) / 1e6:.2f}" for path in paths)))
+            for threads in arguments.threads:
+                sessions = [open_session(path, threads) for path in paths]
+                for label, feeds in inputs.items():
+                    times = median_seconds(sessions, feeds, arguments.rounds)
+                    print_row(name, label, threads, *(f"{1e3 * t:.3f}" for t in times))
+            outputs = [session.run(None, feeds) for session in sessions]
+            facts.append((name, "error", *(f"{agreement(y, outputs[0]):.1e}" for y in outputs)))
+    print("\nSize of the files, and relative L2 distance of the output from fp32:\n")
+    print_row("model", "", *VARIANTS)
+    print_row(*["---"] * (2 + len(VARIANTS)))
+    for fact in facts:
+        print_row(*fact)
+
+
+if __name__ == "__main__":
+    main()
