@@ -1,0 +1,124 @@
+/* What ONNX Runtime asks of every op, above all the shape of y: that of x with N as its last
+ * dimension. */
+#include <stdio.h>
+
+#include "node.h"
+#include "ops.h"
+
+/* An unknown dimension without a name reads -1 with an empty symbol.  Given back like that, ONNX
+ * Runtime takes -1 for a length and folds a Shape of y to it, so such a dimension gets a name that
+ * no other has. */
+static ort_status *set_y_shape(const bn_op *op, ort_shape_context *context,
+                               const ort_tensor_info *x, size_t rank, int64_t n)
+{
+    const ort_api *api = op->host->api;
+    int64_t dims[BN_MAX_RANK];
+    const char *symbols[BN_MAX_RANK];
+    char fresh[BN_MAX_RANK][32];
+    ort_tensor_info *y = NULL;
+
+    ort_status *status = ort_GetDimensions(api)(x, dims, rank);
+    if (status == NULL) {
+        status = ort_GetSymbolicDimensions(api)(x, symbols, rank);
+    }
+    if (status == NULL) {
+        status = ort_CreateTensorTypeAndShapeInfo(api)(&y);
+    }
+    if (status != NULL) {
+        return status;
+    }
+    dims[rank - 1] = n;
+    for (size_t i = 0; i < rank; i++) {
+        if (dims[i] >= 0) {
+            symbols[i] = "";
+        } else if (symbols[i] == NULL || symbols[i][0] == '\0') {
+            snprintf(fresh[i], sizeof fresh[i], "onnx_bitnet_%d_%lu", op->x_type,
+                     atomic_fetch_add(&op->host->fresh, 1));
+            symbols[i] = fresh[i];
+        }
+    }
+    status = ort_SetTensorElementType(api)(y, op->x_type);
+    if (status == NULL) {
+        status = ort_SetDimensions(api)(y, dims, rank);
+    }
+    if (status == NULL) {
+        status = ort_SetSymbolicDimensions(api)(y, symbols, rank);
+    }
+    if (status == NULL) {
+        status = ort_ShapeInferContext_SetOutputTypeShape(api)(context, 0, y);
+    }
+    ort_ReleaseTensorTypeAndShapeInfo(api)(y);
+    return status;
+}
+
+ort_status *ORT_CALL bn_infer_shape(const ort_custom_op *callbacks, ort_shape_context *context)
+{
+    const bn_op *op = (const bn_op *)callbacks;
+    const ort_api *api = op->host->api;
+    ort_tensor_info *x = NULL;
+    const ort_attribute *attribute = NULL;
+    int64_t n = 0;
+    size_t rank = 0, size = 0;
+
+    ort_status *status = ort_ShapeInferContext_GetInputTypeShape(api)(context, 0, &x);
+    if (status == NULL) {
+        status = ort_GetDimensionsCount(api)(x, &rank);
+    }
+    if (status == NULL) {
+        status = ort_ShapeInferContext_GetAttribute(api)(context, "N", &attribute);
+    }
+    if (status == NULL) {
+        status = ort_ReadOpAttr(api)(attribute, ORT_ATTRIBUTE_INT, &n, sizeof n, &size);
+    }
+    /* Rank 0 may mean that the rank is unknown: then nothing is said.  A wrong N is refused when
+     * the kernel is created. */
+    if (status != NULL || rank == 0 || rank > BN_MAX_RANK || n < 1) {
+        return status;
+    }
+    return set_y_shape(op, context, x, rank, n);
+}
+
+const char *ORT_CALL bn_execution_provider(const ort_custom_op *op)
+{
+    (void)op;
+    return NULL; /* the CPU */
+}
+
+int ORT_CALL bn_output_type(const ort_custom_op *op, size_t index)
+{
+    (void)index;
+    return ((const bn_op *)op)->x_type;
+}
+
+size_t ORT_CALL bn_output_count(const ort_custom_op *op)
+{
+    (void)op;
+    return 1;
+}
+
+/* All inputs are required: where an optional input is left out in the middle, ONNX Runtime before
+ * 1.24 reads a null pointer. */
+int ORT_CALL bn_characteristic(const ort_custom_op *op, size_t index)
+{
+    (void)op, (void)index;
+    return ORT_REQUIRED;
+}
+
+int ORT_CALL bn_memory_type(const ort_custom_op *op, size_t index)
+{
+    (void)op, (void)index;
+    return ORT_DEFAULT_MEMORY;
+}
+
+int ORT_CALL bn_first_version(const ort_custom_op *op)
+{
+    (void)op;
+    return 1;
+}
+
+/* So high that a model which does not import our domain finds the ops too. */
+int ORT_CALL bn_last_version(const ort_custom_op *op)
+{
+    (void)op;
+    return 1000;
+}

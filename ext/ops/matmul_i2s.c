@@ -1,0 +1,330 @@
+/* MatMulI2S as an ONNX Runtime custom op: reads and checks the node, then leaves the work to
+ * matmul.h. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "cpu.h"
+#include "half.h"
+#include "matmul.h"
+#include "node.h"
+#include "ops.h"
+
+enum { X, WEIGHT, SCALE, ZERO_POINT, BIAS, INPUT_COUNT };
+enum { MAX_PLANES = 4 };
+
+typedef struct {
+    const ort_api *api;
+    bn_matmul *layer;
+    int64_t n, k;
+    bn_float_type type;
+} kernel;
+
+/* ---- Reading the node ---- */
+
+static bool read_attributes(bn_node *node, bn_matmul_desc *desc)
+{
+    int64_t n, k, block_size, bits;
+    float step;
+    if (!bn_read_integer(node, "K", 1, &k) || !bn_read_integer(node, "N", 1, &n) ||
+        !bn_read_integer(node, "block_size", 0, &block_size) ||
+        !bn_read_integer(node, "activation_bits", 8, &bits) ||
+        !bn_read_float(node, "activation_scale", &step)) {
+        return false;
+    }
+    if (bits != 8 && bits != 16 && bits != 32) {
+        return bn_refuse(node, "attribute activation_bits is %lld; it must be 8, 16 or 32",
+                         (long long)bits);
+    }
+    if (!isfinite(step) || step < 0) {
+        return bn_refuse(node, "attribute activation_scale is %g; it must be finite and 0 or more",
+                         (double)step);
+    }
+    desc->n = (size_t)n;
+    desc->k = (size_t)k;
+    desc->block_size = (size_t)block_size;
+    desc->activation_bits = (int)bits;
+    desc->activation_scale = step;
+    return true;
+}
+
+static bool read_weight(bn_node *node, bn_matmul_desc *desc)
+{
+    const int64_t n = (int64_t)desc->n;
+    const int64_t row_bytes = ((int64_t)desc->k + 3) / 4;
+    bn_constant c;
+    if (!bn_read_constant(node, WEIGHT, "weight", 3, &c)) {
+        return false;
+    }
+    if (c.type != ORT_UINT8) {
+        return bn_refuse(node, "input weight must be uint8");
+    }
+    if (c.dims[0] < 1 || c.dims[0] > MAX_PLANES || c.dims[1] != n || c.dims[2] != row_bytes) {
+        return bn_refuse(node,
+                         "input weight has shape [%lld, %lld, %lld]; with N = %zu and K = %zu it "
+                         "must be [1 to %d, %lld, %lld]",
+                         (long long)c.dims[0], (long long)c.dims[1], (long long)c.dims[2], desc->n,
+                         desc->k, MAX_PLANES, (long long)n, (long long)row_bytes);
+    }
+    desc->planes = (size_t)c.dims[0];
+    desc->weight = c.data;
+    return true;
+}
+
+/* A copy of scales or zero points as float32 (planes, rows, groups): matmul.h wants one for each
+ * group even where the model has one for all.  NULL when memory is out or one is not finite. */
+static float *copy_parameters(bn_node *node, const char *name, const bn_constant *c, size_t groups)
+{
+    const size_t in_row = (size_t)c->dims[2]; /* groups or 1 */
+    const size_t rows = (size_t)c->dims[0] * (size_t)c->dims[1];
+    float *copy = groups <= SIZE_MAX / sizeof *copy ? calloc(rows, groups * sizeof *copy) : NULL;
+    if (copy == NULL) {
+        bn_refuse(node, "out of memory");
+        return NULL;
+    }
+    for (size_t row = 0; row < rows; row++) {
+        for (size_t group = 0; group < groups; group++) {
+            const size_t from = row * in_row + (in_row == 1 ? 0 : group);
+            const float value = c->type == ORT_FLOAT
+                                    ? ((const float *)c->data)[from]
+                                    : bn_half_to_float(((const uint16_t *)c->data)[from]);
+            if (!isfinite(value)) {
+                bn_refuse(node, "input %s holds NaN or infinity", name);
+                free(copy);
+                return NULL;
+            }
+            copy[row * groups + group] = value;
+        }
+    }
+    return copy;
+}
+
+/* Sets rows to N or 1, and parameters to new memory of the caller's. */
+static bool read_parameters(bn_node *node, size_t index, const char *name,
+                            const bn_matmul_desc *desc, size_t *rows, float **parameters)
+{
+    const size_t groups =
+        desc->block_size == 0 ? 1 : (desc->k + desc->block_size - 1) / desc->block_size;
+    bn_constant c;
+    if (!bn_read_constant(node, index, name, 3, &c)) {
+        return false;
+    }
+    if (c.type != ORT_FLOAT && c.type != ORT_FLOAT16) {
+        return bn_refuse(node, "input %s must be float32 or float16", name);
+    }
+    if (c.dims[0] != (int64_t)desc->planes || (c.dims[1] != (int64_t)desc->n && c.dims[1] != 1) ||
+        (c.dims[2] != (int64_t)groups && c.dims[2] != 1)) {
+        return bn_refuse(node,
+                         "input %s has shape [%lld, %lld, %lld]; it must be "
+                         "[%zu, %zu or 1, %zu or 1]",
+                         name, (long long)c.dims[0], (long long)c.dims[1], (long long)c.dims[2],
+                         desc->planes, desc->n, groups);
+    }
+    *rows = (size_t)c.dims[1];
+    *parameters = copy_parameters(node, name, &c, groups);
+    return *parameters != NULL;
+}
+
+static bool read_bias(bn_node *node, bn_matmul_desc *desc)
+{
+    bn_constant c;
+    if (!bn_read_constant(node, BIAS, "bias", 1, &c)) {
+        return false;
+    }
+    if (c.type != ORT_FLOAT || c.dims[0] != (int64_t)desc->n) {
+        return bn_refuse(node, "input bias must be float32 [%zu]", desc->n);
+    }
+    desc->bias = c.data;
+    return true;
+}
+
+static bool create_layer(bn_node *node, bn_matmul_desc *desc, bn_matmul **layer)
+{
+    float *scale = NULL, *zero_point = NULL;
+    size_t zero_point_rows = 0;
+    uint32_t isas = 0;
+
+    bool good = read_attributes(node, desc) &&
+                bn_check_last_dimension(node, X, "x", desc->k) && read_weight(node, desc) &&
+                read_parameters(node, SCALE, "scale", desc, &desc->scale_rows, &scale) &&
+                read_parameters(node, ZERO_POINT, "zero_point", desc, &zero_point_rows,
+                                &zero_point) &&
+                read_bias(node, desc);
+    if (good && zero_point_rows != desc->scale_rows) {
+        good = bn_refuse(node, "inputs scale and zero_point must have the same shape");
+    }
+    if (good) {
+        desc->scale = scale;
+        desc->zero_point = zero_point;
+        const char *reason = bn_isas_allowed(&isas);
+        if (reason == NULL) {
+            reason = bn_matmul_create(desc, isas, layer);
+        }
+        good = reason == NULL || bn_refuse(node, "%s", reason);
+    }
+    free(scale);
+    free(zero_point);
+    return good;
+}
+
+/* ---- The kernel ---- */
+
+static ort_status *ORT_CALL create_kernel(const ort_custom_op *op, const ort_api *api,
+                                          const ort_kernel_info *info, void **created)
+{
+    bn_node node = {.api = api, .info = info};
+    bn_matmul_desc desc = {0};
+    bn_matmul *layer = NULL;
+
+    kernel *k = malloc(sizeof *k);
+    if (k == NULL) {
+        return ort_CreateStatus(api)(ORT_FAIL, "MatMulI2S: out of memory");
+    }
+    if (!create_layer(&node, &desc, &layer)) {
+        free(k);
+        return bn_refusal(&node, op->GetName(op));
+    }
+    *k = (kernel){
+        .api = api,
+        .layer = layer,
+        .n = (int64_t)desc.n,
+        .k = (int64_t)desc.k,
+        .type = ((const bn_op *)op)->x_type == ORT_FLOAT ? BN_FLOAT32 : BN_FLOAT16,
+    };
+    *created = k;
+    return NULL;
+}
+
+static void ORT_CALL destroy_kernel(void *state)
+{
+    kernel *k = state;
+    if (k != NULL) {
+        bn_matmul_destroy(k->layer);
+        free(k);
+    }
+}
+
+/* The session's threads, as matmul.h wants them.  The first failure is kept; nothing runs after. */
+typedef struct {
+    const ort_api *api;
+    const ort_kernel_context *context;
+    ort_status *status;
+} pool;
+
+static void parallel_for(void *context, void (*task)(void *arg, size_t index), size_t count,
+                         void *arg)
+{
+    pool *threads = context;
+    if (threads->status == NULL) {
+        threads->status = ort_KernelContext_ParallelFor(threads->api)(threads->context, task,
+                                                                      count, 0, arg);
+    }
+}
+
+/* Reads the shape of x (rank, then dims) and its number of rows. */
+static ort_status *read_x_shape(const kernel *k, const ort_value *x, int64_t dims[BN_MAX_RANK],
+                                size_t *rank, size_t *rows)
+{
+    const ort_api *api = k->api;
+    ort_tensor_info *info = NULL;
+    size_t elements = 0;
+
+    ort_status *status = ort_GetTensorTypeAndShape(api)(x, &info);
+    if (status != NULL) {
+        return status;
+    }
+    status = ort_GetDimensionsCount(api)(info, rank);
+    if (status == NULL && (*rank < 1 || *rank > BN_MAX_RANK)) {
+        char message[96];
+        snprintf(message, sizeof message, "input x has rank %zu; it must have rank 1 to %d", *rank,
+                 BN_MAX_RANK);
+        status = ort_CreateStatus(api)(ORT_INVALID_ARGUMENT, message);
+    }
+    if (status == NULL) {
+        status = ort_GetDimensions(api)(info, dims, *rank);
+    }
+    if (status == NULL) {
+        status = ort_GetTensorShapeElementCount(api)(info, &elements);
+    }
+    ort_ReleaseTensorTypeAndShapeInfo(api)(info);
+    if (status == NULL && dims[*rank - 1] != k->k) {
+        char message[96];
+        snprintf(message, sizeof message,
+                 "the last dimension of input x is %lld; it must be K = %lld",
+                 (long long)dims[*rank - 1], (long long)k->k);
+        status = ort_CreateStatus(api)(ORT_INVALID_ARGUMENT, message);
+    }
+    *rows = elements / (size_t)k->k;
+    return status;
+}
+
+static ort_status *ORT_CALL run_kernel(void *state, ort_kernel_context *context)
+{
+    const kernel *k = state;
+    const ort_api *api = k->api;
+    const ort_value *x = NULL;
+    ort_value *y = NULL;
+    void *x_data = NULL, *y_data = NULL;
+    int64_t dims[BN_MAX_RANK] = {0};
+    size_t rank = 0, rows = 0;
+
+    ort_status *status = ort_KernelContext_GetInput(api)(context, X, &x);
+    if (status == NULL) {
+        status = read_x_shape(k, x, dims, &rank, &rows);
+    }
+    if (status == NULL) {
+        dims[rank - 1] = k->n;
+        status = ort_KernelContext_GetOutput(api)(context, 0, dims, rank, &y);
+    }
+    if (status != NULL || rows == 0) {
+        return status;
+    }
+    status = ort_GetTensorMutableData(api)((ort_value *)x, &x_data);
+    if (status == NULL) {
+        status = ort_GetTensorMutableData(api)(y, &y_data);
+    }
+    if (status != NULL) {
+        return status;
+    }
+    pool threads = {api, context, NULL};
+    const char *reason =
+        bn_matmul_run(k->layer, x_data, y_data, rows, k->type, parallel_for, &threads);
+    if (threads.status != NULL || reason == NULL) {
+        return threads.status;
+    }
+    return ort_CreateStatus(api)(ORT_FAIL, reason);
+}
+
+/* ---- The op ---- */
+
+static const char *ORT_CALL op_name(const ort_custom_op *op)
+{
+    (void)op;
+    return "MatMulI2S";
+}
+
+static int ORT_CALL input_type(const ort_custom_op *op, size_t index)
+{
+    switch (index) {
+    case X: return ((const bn_op *)op)->x_type;
+    case WEIGHT: return ORT_UINT8;
+    case BIAS: return ORT_FLOAT;
+    default: return ORT_ANY_TYPE; /* read_parameters checks */
+    }
+}
+
+static size_t ORT_CALL input_count(const ort_custom_op *op)
+{
+    (void)op;
+    return INPUT_COUNT;
+}
+
+const ort_custom_op bn_matmul_i2s = {
+    BN_OP_COMMON,
+    .GetName = op_name,
+    .GetInputType = input_type,
+    .GetInputTypeCount = input_count,
+    .CreateKernelV2 = create_kernel,
+    .KernelDestroy = destroy_kernel,
+    .KernelComputeV2 = run_kernel,
+};

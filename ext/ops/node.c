@@ -1,0 +1,123 @@
+/* Reading a node: what is the same for every op. */
+#include "node.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+
+bool bn_refuse(bn_node *node, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    vsnprintf(node->reason, sizeof node->reason, format, args);
+    va_end(args);
+    return false;
+}
+
+/* ONNX Runtime does not say which node failed to load, so the message does. */
+ort_status *bn_refusal(const bn_node *node, const char *op_type)
+{
+    const ort_api *api = node->api;
+    char name[256] = "", message[576];
+    size_t size = sizeof name;
+    if (!bn_succeeded(api, ort_KernelInfo_GetNodeName(api)(node->info, name, &size))) {
+        snprintf(name, sizeof name, "(a name of %zu bytes)", size);
+    }
+    snprintf(message, sizeof message, "%s node '%s': %s", op_type, name, node->reason);
+    return ort_CreateStatus(api)(ORT_INVALID_GRAPH, message);
+}
+
+bool bn_succeeded(const ort_api *api, ort_status *status)
+{
+    if (status == NULL) {
+        return true;
+    }
+    ort_ReleaseStatus(api)(status);
+    return false;
+}
+
+bool bn_read_integer(bn_node *node, const char *name, int64_t lowest, int64_t *value)
+{
+    if (!bn_succeeded(node->api,
+                      ort_KernelInfoGetAttribute_int64(node->api)(node->info, name, value))) {
+        return bn_refuse(node, "attribute %s is missing or no integer", name);
+    }
+    if (*value < lowest || *value > INT32_MAX) {
+        return bn_refuse(node, "attribute %s is %lld; it must be %lld to %lld", name,
+                         (long long)*value, (long long)lowest, (long long)INT32_MAX);
+    }
+    return true;
+}
+
+bool bn_read_float(bn_node *node, const char *name, float *value)
+{
+    if (!bn_succeeded(node->api,
+                      ort_KernelInfoGetAttribute_float(node->api)(node->info, name, value))) {
+        return bn_refuse(node, "attribute %s is missing or no float", name);
+    }
+    return true;
+}
+
+/* Type and dimensions of a tensor, if it is one of this rank. */
+static bool read_type_and_shape(const ort_api *api, const ort_value *value, size_t rank,
+                                bn_constant *constant)
+{
+    ort_tensor_info *info = NULL;
+    size_t count = 0;
+    if (!bn_succeeded(api, ort_GetTensorTypeAndShape(api)(value, &info))) {
+        return false;
+    }
+    const bool read =
+        bn_succeeded(api, ort_GetTensorElementType(api)(info, &constant->type)) &&
+        bn_succeeded(api, ort_GetDimensionsCount(api)(info, &count)) && count == rank &&
+        bn_succeeded(api, ort_GetDimensions(api)(info, constant->dims, rank));
+    ort_ReleaseTensorTypeAndShapeInfo(api)(info);
+    return read;
+}
+
+bool bn_read_constant(bn_node *node, size_t index, const char *name, size_t rank,
+                      bn_constant *constant)
+{
+    const ort_api *api = node->api;
+    const ort_value *value = NULL;
+    int is_constant = 0;
+    void *data = NULL;
+
+    if (!bn_succeeded(api, ort_KernelInfoGetConstantInput_tensor(api)(node->info, index,
+                                                                      &is_constant, &value)) ||
+        !is_constant || value == NULL) {
+        return bn_refuse(node, "input %s must be an initializer that is no graph input", name);
+    }
+    if (!read_type_and_shape(api, value, rank, constant)) {
+        return bn_refuse(node, "input %s must be a tensor of rank %zu", name, rank);
+    }
+    if (!bn_succeeded(api, ort_GetTensorMutableData(api)((ort_value *)value, &data))) {
+        return bn_refuse(node, "input %s has no data", name);
+    }
+    constant->data = data;
+    return true;
+}
+
+/* ONNX Runtime drops the errors of shape inference, so a model whose x can never fit is refused
+ * when it loads only if its kernels refuse it.  An input of unknown rank reports rank 0. */
+bool bn_check_last_dimension(bn_node *node, size_t index, const char *name, size_t k)
+{
+    const ort_api *api = node->api;
+    ort_type_info *type = NULL;
+    const ort_tensor_info *info = NULL;
+    size_t rank = 0;
+    int64_t dims[BN_MAX_RANK] = {0};
+
+    if (!bn_succeeded(api, ort_KernelInfo_GetInputTypeInfo(api)(node->info, index, &type))) {
+        return true; /* no type is known yet */
+    }
+    const bool known =
+        bn_succeeded(api, ort_CastTypeInfoToTensorInfo(api)(type, &info)) && info != NULL &&
+        bn_succeeded(api, ort_GetDimensionsCount(api)(info, &rank)) && rank > 0 &&
+        rank <= BN_MAX_RANK && bn_succeeded(api, ort_GetDimensions(api)(info, dims, rank));
+    ort_ReleaseTypeInfo(api)(type);
+    if (known && dims[rank - 1] >= 0 && dims[rank - 1] != (int64_t)k) {
+        return bn_refuse(node, "the last dimension of input %s is %lld; it must be K = %zu", name,
+                         (long long)dims[rank - 1], k);
+    }
+    return true;
+}

@@ -1,0 +1,51 @@
+/* Reading a node when its kernel is created.
+ *
+ * A model may come from anyone, so all that an op relies on is checked here or by the op:
+ * attributes against their ranges, then every constant's type and shape against the attributes.
+ * ONNX Runtime guarantees that a tensor holds as many bytes as its shape says.
+ *
+ * Functions that can refuse the node return false after putting the reason into it. */
+#ifndef BN_NODE_H
+#define BN_NODE_H
+
+#include <stdbool.h>
+
+#include "ort.h"
+
+enum { BN_MAX_RANK = 32 }; /* of x and y */
+
+typedef struct {
+    const ort_api *api;
+    const ort_kernel_info *info;
+    char reason[256]; /* why the node is refused */
+} bn_node;
+
+typedef struct {
+    int type;
+    int64_t dims[3]; /* as many as the rank that was asked for, 1 to 3 */
+    const void *data;
+} bn_constant;
+
+#ifdef __GNUC__
+__attribute__((format(printf, 2, 3)))
+#endif
+bool bn_refuse(bn_node *node, const char *format, ...);
+
+/* The status that reports the refusal. */
+ort_status *bn_refusal(const bn_node *node, const char *op_type);
+
+/* Whether a call succeeded; releases its status where not. */
+bool bn_succeeded(const ort_api *api, ort_status *status);
+
+/* The attribute must lie in lowest .. INT32_MAX. */
+bool bn_read_integer(bn_node *node, const char *name, int64_t lowest, int64_t *value);
+bool bn_read_float(bn_node *node, const char *name, float *value);
+
+/* The input must be a constant tensor of this rank. */
+bool bn_read_constant(bn_node *node, size_t index, const char *name, size_t rank,
+                      bn_constant *constant);
+
+/* The last dimension of the input must not be known to differ from k. */
+bool bn_check_last_dimension(bn_node *node, size_t index, const char *name, size_t k);
+
+#endif
