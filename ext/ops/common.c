@@ -8,10 +8,10 @@
 /* An unknown dimension without a name reads -1 with an empty symbol.  Given back like that, ONNX
  * Runtime takes -1 for a length and folds a Shape of y to it, so such a dimension gets a name that
  * no other has. */
-static ort_status *set_y_shape(const bn_op *op, ort_shape_context *context,
-                               const ort_tensor_info *x, size_t rank, int64_t n)
+static ort_status *set_y_shape(bn_host *host, ort_shape_context *context, const ort_tensor_info *x,
+                               int type, size_t rank, int64_t n)
 {
-    const ort_api *api = op->host->api;
+    const ort_api *api = host->api;
     int64_t dims[BN_MAX_RANK];
     const char *symbols[BN_MAX_RANK];
     char fresh[BN_MAX_RANK][32];
@@ -32,12 +32,12 @@ static ort_status *set_y_shape(const bn_op *op, ort_shape_context *context,
         if (dims[i] >= 0) {
             symbols[i] = "";
         } else if (symbols[i] == NULL || symbols[i][0] == '\0') {
-            snprintf(fresh[i], sizeof fresh[i], "onnx_bitnet_%d_%lu", op->x_type,
-                     atomic_fetch_add(&op->host->fresh, 1));
+            snprintf(fresh[i], sizeof fresh[i], "onnx_bitnet_%lu",
+                     atomic_fetch_add(&host->fresh, 1));
             symbols[i] = fresh[i];
         }
     }
-    status = ort_SetTensorElementType(api)(y, op->x_type);
+    status = ort_SetTensorElementType(api)(y, type);
     if (status == NULL) {
         status = ort_SetDimensions(api)(y, dims, rank);
     }
@@ -51,16 +51,22 @@ static ort_status *set_y_shape(const bn_op *op, ort_shape_context *context,
     return status;
 }
 
-ort_status *ORT_CALL bn_infer_shape(const ort_custom_op *callbacks, ort_shape_context *context)
+/* ONNX Runtime makes one schema of the ops that share a name and calls the first one's shape
+ * inference for all of them, so the type of y is that of the node's x, not that of the op's. */
+ort_status *ORT_CALL bn_infer_shape(const ort_custom_op *op, ort_shape_context *context)
 {
-    const bn_op *op = (const bn_op *)callbacks;
-    const ort_api *api = op->host->api;
+    bn_host *host = ((const bn_op *)op)->host;
+    const ort_api *api = host->api;
     ort_tensor_info *x = NULL;
     const ort_attribute *attribute = NULL;
     int64_t n = 0;
     size_t rank = 0, size = 0;
+    int type = ORT_FLOAT;
 
     ort_status *status = ort_ShapeInferContext_GetInputTypeShape(api)(context, 0, &x);
+    if (status == NULL) {
+        status = ort_GetTensorElementType(api)(x, &type);
+    }
     if (status == NULL) {
         status = ort_GetDimensionsCount(api)(x, &rank);
     }
@@ -75,7 +81,7 @@ ort_status *ORT_CALL bn_infer_shape(const ort_custom_op *callbacks, ort_shape_co
     if (status != NULL || rank == 0 || rank > BN_MAX_RANK || n < 1) {
         return status;
     }
-    return set_y_shape(op, context, x, rank, n);
+    return set_y_shape(host, context, x, type, rank, n);
 }
 
 const char *ORT_CALL bn_execution_provider(const ort_custom_op *op)
