@@ -1,0 +1,164 @@
+/* CPU detection by feature bits and by what the OS saves (XCR0); never by model numbers, which
+ * hypervisors make up. */
+#include "cpu.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__x86_64__) || defined(_M_X64)
+
+typedef struct {
+    uint32_t a, b, c, d;
+} registers;
+
+#if defined(_MSC_VER)
+#include <intrin.h>
+
+static registers cpuid(uint32_t leaf)
+{
+    int r[4];
+    __cpuidex(r, (int)leaf, 0);
+    return (registers){(uint32_t)r[0], (uint32_t)r[1], (uint32_t)r[2], (uint32_t)r[3]};
+}
+
+static uint64_t saved_state(void)
+{
+    return _xgetbv(0);
+}
+#else
+#include <cpuid.h>
+
+static registers cpuid(uint32_t leaf)
+{
+    registers r = {0, 0, 0, 0};
+    if (!__get_cpuid_count(leaf, 0, &r.a, &r.b, &r.c, &r.d)) {
+        return (registers){0, 0, 0, 0};
+    }
+    return r;
+}
+
+static uint64_t saved_state(void)
+{
+    uint32_t low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return ((uint64_t)high << 32) | low;
+}
+#endif
+
+#define BIT(n) (UINT32_C(1) << (n))
+
+static int has_all(uint32_t value, uint32_t bits)
+{
+    return (value & bits) == bits;
+}
+
+/* XCR0, or 0 when the OS has not enabled XSAVE (then xgetbv itself would fault). */
+static uint64_t os_saves(void)
+{
+    return has_all(cpuid(1).c, BIT(27)) ? saved_state() : 0;
+}
+
+static int bn_cpu_has_avx2(void)
+{
+    const uint32_t fma_avx_f16c = BIT(12) | BIT(28) | BIT(29); /* leaf 1, ecx */
+    const uint32_t avx2 = BIT(5);                              /* leaf 7, ebx */
+    return (os_saves() & 0x6) == 0x6 /* xmm, ymm */
+           && has_all(cpuid(1).c, fma_avx_f16c) && has_all(cpuid(7).b, avx2);
+}
+
+static int bn_cpu_has_avx512vnni(void)
+{
+    const uint32_t f_dq_bw_vl = BIT(16) | BIT(17) | BIT(30) | BIT(31); /* leaf 7, ebx */
+    const uint32_t vnni = BIT(11);                                     /* leaf 7, ecx */
+    return bn_cpu_has_avx2() && (os_saves() & 0xE6) == 0xE6 /* and opmask, zmm */
+           && has_all(cpuid(7).b, f_dq_bw_vl) && has_all(cpuid(7).c, vnni);
+}
+
+#else
+
+static int bn_cpu_has_avx2(void)
+{
+    return 0;
+}
+
+static int bn_cpu_has_avx512vnni(void)
+{
+    return 0;
+}
+
+#endif
+
+const char *bn_isa_name(bn_isa isa)
+{
+    static const char *const names[] = {
+#define BN_ISA(name, flags, machine, test) #name,
+#include "isa.inc"
+#undef BN_ISA
+    };
+    return names[isa];
+}
+
+int bn_isa_compiled(bn_isa isa)
+{
+    static const int compiled[] = {
+#define BN_ISA(name, flags, machine, test) BN_HAVE_##name,
+#include "isa.inc"
+#undef BN_ISA
+    };
+    return compiled[isa];
+}
+
+uint32_t bn_isas_here(void)
+{
+    uint32_t isas = 0;
+#define BN_ISA(name, flags, machine, test)                                                          \
+    if ((test) && BN_HAVE_##name) {                                                                 \
+        isas |= UINT32_C(1) << BN_ISA_##name;                                                       \
+    }
+#include "isa.inc"
+#undef BN_ISA
+    return isas;
+}
+
+/* The row called `name`, or BN_ISA_COUNT. */
+static bn_isa find_isa(const char *name)
+{
+    int isa = 0;
+
+    while (isa < BN_ISA_COUNT && strcmp(name, bn_isa_name((bn_isa)isa)) != 0) {
+        isa++;
+    }
+    return (bn_isa)isa;
+}
+
+const char *bn_isas_up_to(const char *name, uint32_t *isas)
+{
+    const uint32_t here = bn_isas_here();
+    const bn_isa isa = name ? find_isa(name) : BN_ISA_scalar;
+
+    if (isa == BN_ISA_COUNT) {
+        return "no instruction set has this name; `onnx-bitnet kernels` lists them";
+    }
+    if (!(here >> isa & 1)) {
+        return "this instruction set is not in this build or does not run on this CPU";
+    }
+    *isas = name ? here & ((UINT32_C(2) << isa) - 1) : here;
+    return NULL;
+}
+
+const char *bn_isas_allowed(uint32_t *isas)
+{
+    const char *name = getenv("ONNX_BITNET_ISA");
+
+    if (!name || !*name) {
+        return bn_isas_up_to(NULL, isas);
+    }
+    if (find_isa(name) == BN_ISA_COUNT) {
+        return "ONNX_BITNET_ISA names no instruction set; `onnx-bitnet kernels` lists them";
+    }
+    if (bn_isas_up_to(name, isas)) {
+        return "ONNX_BITNET_ISA names an instruction set that is not in this build or does not run "
+               "on this CPU; `onnx-bitnet kernels` lists those that do";
+    }
+    return NULL;
+}

@@ -1,0 +1,94 @@
+/* The kernel ops: for each one what it computes, its arguments and its function type.
+ *
+ * A kernel knows no threads, no allocation, no ONNX Runtime and no Python: pointers in, numbers out.  Every
+ * kernel of an op gives the same bits, except dotf, whose sums may be taken in any order. */
+#ifndef BN_KERNEL_H
+#define BN_KERNEL_H
+
+#include "layout.h"
+
+#if defined(_MSC_VER)
+#define BN_INLINE static __forceinline
+#else
+#define BN_INLINE static inline __attribute__((always_inline))
+#endif
+
+/* dot: acc[row][g][output] = sum of code * q over the inputs of group g, exact.
+ * `steps` may cover a part of a row that starts at a group; the last group may be shorter. */
+typedef struct {
+    const uint8_t *panel; /* (steps, panels, 64) one super-panel of one plane */
+    const int8_t *q;      /* (rows, q_stride) of which (rows, 16 * steps) are used */
+    int32_t *acc;         /* (rows, ceil(steps / group_steps), 64), written up to 16 * panels */
+    size_t q_stride, rows;
+    size_t panels; /* 1 to 4 */
+    size_t steps, group_steps;
+} bn_dot_args;
+typedef void bn_dot_fn(const bn_dot_args *a);
+
+/* dotf: acc[row][g][output] = sum of (code - 1) * x over the inputs of group g, in float. */
+typedef struct {
+    const uint8_t *panel; /* as in dot */
+    const float *x;       /* (rows, x_stride) of which (rows, 16 * steps) are used */
+    float *acc;           /* as in dot */
+    size_t x_stride, rows, panels, steps, group_steps;
+} bn_dotf_args;
+typedef void bn_dotf_fn(const bn_dotf_args *a);
+
+/* Steps after which dotf adds its partial sums to acc: keeps the rounding errors of long rows small. */
+enum { BN_DOTF_STEPS = 16 };
+
+/* actq: quantize one row of activations.
+ *     absmax = max(max|x|, 1e-5)    s = (1 / absmax) * L    inv_s = absmax / L    L = 2^(bits - 1) - 1
+ *     q = clamp(rint(x * s), -L - 1, L), half to even
+ * or s = 1 / step, inv_s = step where step is not 0.  16-bit values are kept in two rows,
+ *     hi = q >> 8,  lo = (q & 255) - 128,  so that q = 256 hi + lo + 128.
+ * A row with NaN or Inf has q = sum = 0 and inv_s = NaN. */
+typedef struct {
+    const float *x; /* (groups.k) */
+    int8_t *q;      /* (bits / 8, q_stride) of which (bits / 8, groups.padded) are written */
+    int64_t *sum;   /* (groups.count) sums of q, padding excluded (its q is 0) */
+    float *inv_s;   /* (1) */
+    bn_groups groups;
+    size_t q_stride;
+    float step; /* 0: dynamic */
+    int bits;   /* 8 or 16 */
+} bn_actq_args;
+typedef void bn_actq_fn(const bn_actq_args *a);
+
+/* scale: y[row][output] += term * (factor[row] * scale[g][output]) for g in order, with
+ *     term = (float)(sum of code * q - zero_point * sum of q)
+ * from exact integers in double, and the product of the last two floats rounded before it is used.
+ * With two parts (16-bit q) rows 2r and 2r + 1 of acc are the products with hi and lo:
+ *     sum of code * q = 256 acc_hi + acc_lo + 128 * sum of code. */
+typedef struct {
+    const int32_t *acc;      /* (parts * rows, groups, 64) */
+    const int64_t *sum;      /* (rows, sum_stride) of which (rows, groups) are used: sums of q */
+    const int32_t *code_sum; /* (groups, 64) sums of code, padding included; unused for 1 part */
+    const float *scale;      /* (groups, 64) */
+    const float *zero_point; /* (groups, 64), or NULL: all are 1 and sum((code - 1) q) fits 32 bits */
+    const float *factor;     /* (rows) */
+    float *y;                /* (rows, 64), only 16 * panels of them are touched */
+    size_t rows, parts, groups, sum_stride, panels;
+} bn_scale_args;
+typedef void bn_scale_fn(const bn_scale_args *a);
+
+/* widen: float16 to float32.  narrow: float32 to float16, half to even. */
+typedef struct {
+    const uint16_t *x; /* (count) */
+    float *y;          /* (count) */
+    size_t count;
+} bn_widen_args;
+typedef void bn_widen_fn(const bn_widen_args *a);
+
+typedef struct {
+    const float *x; /* (count) */
+    uint16_t *y;    /* (count) */
+    size_t count;
+} bn_narrow_args;
+typedef void bn_narrow_fn(const bn_narrow_args *a);
+
+#define BN_KERNEL(op, format, isa) bn_##op##_fn bn_##op##_##format##_##isa;
+#include "kernels.inc"
+#undef BN_KERNEL
+
+#endif

@@ -1,0 +1,17 @@
+/* Canonical bytes to panels (layout.h). */
+#ifndef BN_PANEL_H
+#define BN_PANEL_H
+
+#include "layout.h"
+
+/* weight is (n, ceil(k / 4)) canonical i2s; panels gets bn_panel_bytes(n, groups) bytes; code_sum, where
+ * it is not NULL, gets (super-panels, groups, 64) sums of codes with their padding; outputs past n
+ * have code 1 everywhere.  Returns NULL, or the reason why the bytes are not canonical. */
+const char *bn_panel_build(const uint8_t *weight, size_t n, const bn_groups *groups,
+                           uint8_t *panels, int32_t *code_sum);
+
+/* Memory for panels: 64-byte aligned, in huge pages where it is large and the OS has them. */
+void *bn_panel_alloc(size_t bytes);
+void bn_panel_free(void *panels); /* NULL is allowed */
+
+#endif

@@ -1,0 +1,109 @@
+"""The C core as Cython sees it: declarations only, see the headers in ext/."""
+
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t
+
+ctypedef void (*bn_task)(void *arg, size_t index) noexcept nogil
+
+cdef extern from "cpu.h" nogil:
+    int BN_ISA_COUNT
+    ctypedef int bn_isa
+    const char *bn_isa_name(bn_isa isa)
+    int bn_isa_compiled(bn_isa isa)
+    uint32_t bn_isas_here()
+    const char *bn_isas_up_to(const char *name, uint32_t *isas)
+    const char *bn_isas_allowed(uint32_t *isas)
+
+cdef extern from "dispatch.h" nogil:
+    ctypedef void bn_any_fn()
+    ctypedef struct bn_kernel:
+        const char *op
+        const char *format
+        bn_isa isa
+        bn_any_fn *fn
+    const bn_kernel *bn_kernels(size_t *count)
+    const bn_kernel *bn_find(const char *op, const char *format, uint32_t isas)
+
+cdef extern from "layout.h" nogil:
+    int BN_STEP, BN_PANEL, BN_VECTOR, BN_SUPER
+    ctypedef struct bn_groups:
+        size_t k, length, count, stride, padded
+    bn_groups bn_make_groups(size_t k, size_t block_size)
+    size_t bn_row_bytes(size_t k)
+    size_t bn_super_panels(size_t n)
+    size_t bn_panel_bytes(size_t n, const bn_groups *groups)
+
+cdef extern from "panel.h" nogil:
+    const char *bn_panel_build(
+        const uint8_t *weight, size_t n, const bn_groups *groups, uint8_t *panels, int32_t *code_sum
+    )
+
+cdef extern from "kernel.h" nogil:
+    ctypedef struct bn_dot_args:
+        const uint8_t *panel
+        const int8_t *q
+        int32_t *acc
+        size_t q_stride, rows, panels, steps, group_steps
+    ctypedef void bn_dot_fn(const bn_dot_args *)
+    ctypedef struct bn_dotf_args:
+        const uint8_t *panel
+        const float *x
+        float *acc
+        size_t x_stride, rows, panels, steps, group_steps
+    ctypedef void bn_dotf_fn(const bn_dotf_args *)
+    ctypedef struct bn_actq_args:
+        const float *x
+        int8_t *q
+        int64_t *sum
+        float *inv_s
+        bn_groups groups
+        size_t q_stride
+        float step
+        int bits
+    ctypedef void bn_actq_fn(const bn_actq_args *)
+    ctypedef struct bn_scale_args:
+        const int32_t *acc
+        const int64_t *sum
+        const int32_t *code_sum
+        const float *scale
+        const float *zero_point
+        const float *factor
+        float *y
+        size_t rows, parts, groups, sum_stride, panels
+    ctypedef void bn_scale_fn(const bn_scale_args *)
+    ctypedef struct bn_widen_args:
+        const uint16_t *x
+        float *y
+        size_t count
+    ctypedef void bn_widen_fn(const bn_widen_args *)
+    ctypedef struct bn_narrow_args:
+        const float *x
+        uint16_t *y
+        size_t count
+    ctypedef void bn_narrow_fn(const bn_narrow_args *)
+
+cdef extern from "matmul.h" nogil:
+    ctypedef struct bn_matmul:
+        pass
+    ctypedef enum bn_float_type:
+        BN_FLOAT32, BN_FLOAT16
+    ctypedef struct bn_matmul_desc:
+        size_t n, k, planes, block_size
+        const uint8_t *weight
+        const float *scale
+        const float *zero_point
+        size_t scale_rows
+        const float *bias
+        int activation_bits
+        float activation_scale
+    ctypedef void bn_parallel_for(void *context, bn_task task, size_t count, void *arg) noexcept nogil
+    const char *bn_matmul_create(const bn_matmul_desc *desc, uint32_t isas, bn_matmul **layer)
+    const char *bn_matmul_run(
+        const bn_matmul *layer,
+        const void *x,
+        void *y,
+        size_t m,
+        bn_float_type type,
+        bn_parallel_for *parallel_for,
+        void *context,
+    )
+    void bn_matmul_destroy(bn_matmul *layer)

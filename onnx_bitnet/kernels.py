@@ -1,0 +1,48 @@
+"""The kernels of this build: which there are, which run here, which one is used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnx_bitnet import _native
+from onnx_bitnet.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One compiled kernel, a row of ext/kernels.inc.
+
+    Args:
+        op: what it computes, see ext/kernel.h.
+        format: the data it works on.
+        isa: the instruction set it is written for, see ext/isa.inc.
+        runs_here: this CPU and operating system can run it.
+        chosen: it is the one used here, under the present ONNX_BITNET_ISA.
+    """
+
+    op: str
+    format: str
+    isa: str
+    runs_here: bool
+    chosen: bool
+
+    def __str__(self) -> str:
+        """Return the name of its source file, without the suffix."""
+        return f"{self.op}_{self.format}_{self.isa}"
+
+
+def kernels() -> list[Kernel]:
+    """Return every kernel of this build, in the order of ext/kernels.inc.
+
+    Raises:
+        RecipeError: ONNX_BITNET_ISA names an instruction set that does not exist or does not run here.
+    """
+    try:
+        _native.allowed_isas()
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+    runs_here = dict(_native.isas())
+    return [
+        Kernel(op, format, isa, runs_here[isa], chosen=_native.find(op, format) == isa)
+        for op, format, isa in _native.kernels()
+    ]
