@@ -250,9 +250,9 @@ def fit_group(
 
     The fourth level, 2 * scale, serves the sign that needs it: a negative scale makes it the lowest level.
     mse takes the better sign; absmean and twn, which know no fourth level, take the sign of the largest
-    magnitude. absmean then rounds and clamps to -1..2; twn draws the upper threshold at 3 times the lower one,
-    as in a uniform grid, and fits the scale by least squares, of which the mean is the ternary case. In all of
-    them a group of zeros has scale 0.
+    magnitude. absmean then rounds and clamps to -1..2; twn draws the upper threshold at 3 times the lower
+    one, as in a uniform grid, and fits the scale by least squares, of which the mean is the ternary case.
+    In all of them a group of zeros has scale 0.
     """
     inf = np.float32(np.inf)
     magnitude = np.abs(w)
