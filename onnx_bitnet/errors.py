@@ -19,6 +19,10 @@ class ModelError(BitNetError):
     """The model file, its external data or one of its weights cannot be used."""
 
 
+class EvaluationError(ModelError):
+    """The constant subgraph that makes a weight cannot be computed."""
+
+
 class DataError(BitNetError):
     """The feeds do not fit the model's inputs, or the data file cannot be read."""
 
@@ -29,3 +33,9 @@ class OutputError(BitNetError):
 
 class RuntimeMissing(BitNetError):
     """onnxruntime is absent, too old, or cannot load the custom-op library."""
+
+
+class Refused(BitNetError):
+    """A strict conversion met a layer that it cannot pack."""
+
+    exit_code = 4

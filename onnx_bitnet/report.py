@@ -31,6 +31,7 @@ class Reason(Enum):
     EINSUM_NOT_LINEAR = "einsum-not-linear"
     TRANSPOSED_BATCH = "transposed-batch"
     OPSET_TOO_OLD = "opset-too-old"
+    OPSET_TOO_NEW = "opset-too-new"
     ALREADY_QUANTIZED = "already-quantized"
 
     @property
@@ -57,6 +58,7 @@ _EXPLANATIONS = {
     Reason.EINSUM_NOT_LINEAR: "the equation is not a product with one constant matrix",
     Reason.TRANSPOSED_BATCH: "the batch dimensions are transposed",
     Reason.OPSET_TOO_OLD: "the model's opset is too old; upgrade it with onnx.version_converter",
+    Reason.OPSET_TOO_NEW: "the model's opset is newer than this version of onnx_bitnet; export with an older one",
     Reason.ALREADY_QUANTIZED: "it is an integer product already",
 }
 

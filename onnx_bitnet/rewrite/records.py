@@ -2,64 +2,86 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
+from onnx_bitnet.errors import EvaluationError
 from onnx_bitnet.report import Reason
-from onnx_bitnet.rewrite.constants import Constant
+from onnx_bitnet.rewrite.constants import Constant, find
+from onnx_bitnet.rewrite.origins import Facts, NotConstant, why_not
 
 
 @dataclass(frozen=True)
 class Reshaping:
-    """A Transpose, Reshape, Unsqueeze or Squeeze to put before or after the packed op.
+    """A node to put before or after the packed op.
 
     Args:
-        op_type: `Transpose` or `Reshape`.
-        value: permutation, or target shape (0 copies a dimension, -1 infers one).
+        op_type: `Transpose`, `Reshape` or `Unsqueeze`.
+        value: permutation, target shape (0 copies a dimension) or new axes.
     """
 
     op_type: str
     value: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Linear:
-    """A linear layer y = alpha * x W^T + bias with constant W, as found in a graph.
+    """A linear layer y = after(x W^T + bias) + addend_factor * addend with constant W, as found in a graph.
 
     Args:
         name: unique in the model; the node's own name where it has one.
         node: the node that multiplies.
-        absorbed: nodes that vanish together with `node`, such as an Add of a constant bias.
-        x: the activations as they are in the graph.
-        y: the value to be produced; the last absorbed node's output, or the node's own.
-        weight: the constant, oriented (N, K); its array is loaded only when asked for.
-        alpha: factor on the product; goes into the scales.
-        bias: float32 (N,), or None.
+        x_index: which input of the node the activations are.
+        weight: the constant (N, K); its array is loaded only when asked for. The factors of the graph, such
+            as Gemm's alpha, are in it.
+        root: the main graph, or the body of the function that the node is in.
+        absorbed: nodes that vanish together with `node`: an Add of a constant bias.
+        bias: a constant that broadcasts to (N,), or None.
         before: what to do to x so that its last axis is K.
-        after: what to do to the op's output (..., N) to get the product in y's layout.
-        addend: a value to add at the end that is no per-output constant (Gemm's dynamic C), or None.
+        after: what to do to the op's output (..., N) to get y's layout.
+        addend_index: which input of the node to add at the end because it is no constant per output
+            (Gemm's C), or None.
         addend_factor: factor on the addend (Gemm's beta).
         where: see report.Layer.
     """
 
     name: str
     node: ir.Node
-    x: ir.Value
-    y: ir.Value
+    x_index: int
     weight: Constant
+    root: ir.Graph
     absorbed: tuple[ir.Node, ...] = ()
-    alpha: float = 1.0
-    bias: np.ndarray | None = field(default=None, compare=False)
+    bias: Constant | None = None
     before: tuple[Reshaping, ...] = ()
     after: tuple[Reshaping, ...] = ()
-    addend: ir.Value | None = None
+    addend_index: int | None = None
     addend_factor: float = 1.0
     where: str = ""
 
+    @property
+    def x(self) -> ir.Value:
+        """The activations as they are in the graph now."""
+        return operand(self.node, self.x_index)
 
-@dataclass(frozen=True)
+    @property
+    def y(self) -> ir.Value:
+        """The value to be produced."""
+        last = self.absorbed[-1] if self.absorbed else self.node
+        return last.outputs[0]
+
+    @property
+    def addend(self) -> ir.Value | None:
+        """The value to add at the end, or None."""
+        return None if self.addend_index is None else operand(self.node, self.addend_index)
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """Type of the activations; where the model does not state it, that of the weight."""
+        return self.x.dtype or self.weight.dtype
+
+
+@dataclass(frozen=True, eq=False)
 class Refusal:
     """A node that looks like a linear layer and cannot be one of ours."""
 
@@ -70,3 +92,79 @@ class Refusal:
     where: str = ""
     n: int = 0
     k: int = 0
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a candidate stands, and what a matcher may ask about its surroundings.
+
+    Args:
+        node: the candidate.
+        name: its unique name.
+        where: see report.Layer.
+        root: the main graph, or the body of the function that the node is in.
+        facts: what is known about the model.
+    """
+
+    node: ir.Node
+    name: str
+    where: str
+    root: ir.Graph
+    facts: Facts
+
+    def constant(self, value: ir.Value | None) -> Constant | NotConstant:
+        """Return an operand as a constant, or why it is none."""
+        if value is None:
+            return NotConstant(Reason.WEIGHT_NOT_CONSTANT, "the operand is missing")
+        if value not in self.facts.known:
+            return why_not(value, self.facts)
+        try:
+            return find(value, self.root.opset_imports, self.facts.functions)
+        except EvaluationError as error:
+            return NotConstant(Reason.WEIGHT_NOT_EVALUATED, str(error))
+
+    def refuse(self, reason: Reason, detail: str = "", weight: Constant | None = None) -> Refusal:
+        """Make the refusal of this candidate."""
+        n, k = weight.shape if weight is not None and len(weight.shape) == 2 else (0, 0)
+        return Refusal(self.name, self.node, reason, detail, self.where, n, k)
+
+    def linear(self, x_index: int, weight: Constant) -> Linear:
+        """Make the record of this candidate; what is special about it is added with dataclasses.replace."""
+        return Linear(self.name, self.node, x_index, weight, self.root, where=self.where)
+
+    def matrix(self, weight: Constant) -> Constant | Refusal:
+        """Return the matrix that a weight of any rank is, without its batch dimensions of one."""
+        *batch, rows, columns = weight.shape if len(weight.shape) > 1 else (0, 0)
+        if len(weight.shape) < 2 or 0 in weight.shape:
+            what = "is no matrix" if len(weight.shape) < 2 else "is empty"
+            return self.refuse(
+                Reason.WEIGHT_RANK, f"weight {weight.name!r} of shape {list(weight.shape)} {what}"
+            )
+        if any(dim != 1 for dim in batch):
+            return self.refuse(
+                Reason.WEIGHT_BATCHED,
+                f"weight {weight.name!r} of shape {list(weight.shape)} is a batch of matrices",
+            )
+        return weight.reshape(rows, columns)
+
+
+def operand(node: ir.Node, index: int) -> ir.Value:
+    """Return an input that must be there."""
+    value = node.inputs[index]
+    assert value is not None, f"{node.op_type} lacks input {index}"
+    return value
+
+
+def unique(name: str, taken: set[str]) -> str:
+    """Return the name, or the first of name_2, name_3, ... that is free, and take it."""
+    free, count = name, 1
+    while free in taken:
+        count += 1
+        free = f"{name}_{count}"
+    taken.add(free)
+    return free
+
+
+def rank(value: ir.Value) -> int | None:
+    """Return how many dimensions a value has, None if the model does not state it."""
+    return None if value.shape is None else len(value.shape)

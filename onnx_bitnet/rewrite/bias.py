@@ -1,0 +1,45 @@
+"""Add of a constant after a linear layer: its bias."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import onnx_ir as ir
+
+from onnx_bitnet.rewrite.constants import Constant
+from onnx_bitnet.rewrite.records import Linear, Site, operand, rank
+
+
+def absorb_add(linear: Linear, site: Site) -> Linear:
+    """Return the layer with the Add that follows it as its bias, or as it is.
+
+    The constant may be on either side. It must be one number per output, and nothing else may read what is
+    between the layer and the Add.
+    """
+    if linear.bias is not None or linear.after or linear.addend_index is not None:
+        return linear
+    add = _only_reader(linear.y)
+    if add is None or add.domain or add.op_type != "Add" or add.graph is not site.node.graph:
+        return linear
+    other = operand(add, 1 if operand(add, 0) is linear.y else 0)
+    if other not in site.facts.known:
+        return linear
+    constant = site.constant(other)
+    if not isinstance(constant, Constant) or not _is_bias(constant, linear):
+        return linear
+    return replace(linear, absorbed=(*linear.absorbed, add), bias=constant)
+
+
+def _only_reader(value: ir.Value) -> ir.Node | None:
+    uses = value.uses()
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    (use,) = uses
+    return use.node if len(use.node.inputs) == 2 and None not in use.node.inputs else None
+
+
+def _is_bias(constant: Constant, linear: Linear) -> bool:
+    """Whether adding the constant changes neither the shape of the product nor differs within one output."""
+    *lead, last = constant.shape or (1,)
+    y_rank = len(linear.before[-1].value) if linear.before else rank(linear.x) or 1  # at least
+    return last in (1, linear.weight.n) and all(dim == 1 for dim in lead) and len(constant.shape) <= y_rank

@@ -1,0 +1,234 @@
+"""Constant operands: where their values come from and how they are turned, loaded only when needed.
+
+A constant is a stored or computed tensor seen through views: the Transposes, Reshapes and the like between
+it and the layer become NumPy views, so a weight is never copied, and two layers that see the same tensor in
+the same way can share what is made of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from onnx_bitnet.errors import EvaluationError, ModelError
+from onnx_bitnet.rewrite.evaluate import computed
+from onnx_bitnet.rewrite.origins import OpId
+
+
+@dataclass(frozen=True)
+class View:
+    """A NumPy view: `transpose` by a permutation or `reshape` to a shape."""
+
+    method: str
+    value: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """A constant operand of a layer; for a weight, oriented (N, K).
+
+    Args:
+        source: the value that the tensor belongs to: an initializer or the output of a node.
+        tensor: its data, loaded or computed when asked for.
+        shape: what is seen through the views.
+        views: from the tensor to what the layer sees.
+        factor: what the values are multiplied by, such as Gemm's alpha.
+    """
+
+    source: ir.Value
+    tensor: ir.TensorProtocol
+    shape: tuple[int, ...]
+    views: tuple[View, ...] = ()
+    factor: float = 1.0
+
+    @property
+    def n(self) -> int:
+        """Outputs of the layer."""
+        return self.shape[0]
+
+    @property
+    def k(self) -> int:
+        """Inputs of the layer."""
+        return self.shape[1]
+
+    @property
+    def name(self) -> str:
+        """Name of the weight in the model."""
+        return self.source.name or "weight"
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """Type of the values, before the factor."""
+        return self.tensor.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the values in their own type."""
+        return math.ceil(math.prod(self.shape) * self.dtype.itemsize)
+
+    @property
+    def stored(self) -> bool:
+        """Whether the tensor is in the file, as an initializer or a Constant node, not computed."""
+        return not isinstance(self.tensor, ir.LazyTensor)
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for constants that are the same tensor seen in the same way."""
+        return self.source, self.views, self.factor
+
+    def array(self) -> np.ndarray:
+        """Load the values, in their own type and without a copy; float32 and copied if there is a factor.
+
+        Valid until `cleanup` removes the nodes that compute them.
+
+        Raises:
+            ModelError: the tensor's data cannot be read.
+            EvaluationError: the subgraph that makes it cannot be computed.
+        """
+        try:
+            array: np.ndarray = self.tensor.numpy()
+        except ModelError:
+            raise
+        except (OSError, ValueError, TypeError, OverflowError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ModelError(f"weight {self.name!r}: cannot read its data: {reason}") from None
+        for view in self.views:
+            array = getattr(array, view.method)(view.value)
+        # One multiplication of float32: a ternary weight stays ternary, its scale is rounded once.
+        return array if self.factor == 1.0 else array.astype(np.float32) * np.float32(self.factor)
+
+    def transpose(self, *permutation: int) -> Constant:
+        """See the axes in another order."""
+        if permutation == tuple(range(len(self.shape))):
+            return self
+        shape = tuple(self.shape[axis] for axis in permutation)
+        if self.views and self.views[-1].method == "transpose":
+            last = self.views[-1].value
+            undone = replace(
+                self, views=self.views[:-1], shape=tuple(self.shape[last.index(i)] for i in range(len(last)))
+            )
+            return undone.transpose(*(last[axis] for axis in permutation))
+        return replace(self, shape=shape, views=(*self.views, View("transpose", permutation)))
+
+    def reshape(self, *shape: int) -> Constant:
+        """See the values in another shape of the same size."""
+        if shape == self.shape:
+            return self
+        views = self.views[:-1] if self.views and self.views[-1].method == "reshape" else self.views
+        if not views and shape == tuple(self.tensor.shape):
+            return replace(self, shape=shape, views=())
+        return replace(self, shape=shape, views=(*views, View("reshape", shape)))
+
+    def scale(self, factor: float) -> Constant:
+        """See the values multiplied."""
+        return replace(self, factor=self.factor * factor)
+
+
+def find(value: ir.Value, imports: Mapping[str, int], functions: Mapping[OpId, ir.Function]) -> Constant:
+    """Return a known value as a constant, looking through the nodes that only rearrange it.
+
+    Args:
+        value: one of `Facts.known`.
+        imports: opset imports of the graph it is in.
+        functions: `Facts.functions`.
+
+    Raises:
+        EvaluationError: it comes from a constant subgraph that cannot be computed.
+    """
+    rearrangers: list[ir.Node] = []
+    while stored_tensor(value) is None:
+        node = value.producer()
+        if node is None or node.inputs[0] is None or not _rearranges(node):
+            break
+        rearrangers.append(node)
+        value = node.inputs[0]
+    tensor = stored_tensor(value) or computed(value, imports, functions)
+    constant = Constant(value, tensor, tuple(tensor.shape.numpy()))
+    for node in reversed(rearrangers):
+        constant = _rearranged(constant, node)
+    return constant
+
+
+def stored_tensor(value: ir.Value) -> ir.TensorProtocol | None:
+    """Return the tensor of an initializer or of a Constant node, None for anything else."""
+    if value.const_value is not None:
+        return value.const_value
+    node = value.producer()
+    if node is None or node.domain or node.op_type != "Constant" or len(node.attributes) != 1:
+        return None
+    attribute = next(iter(node.attributes.values()))
+    if attribute.is_ref():
+        return None
+    if attribute.name == "value":
+        return attribute.as_tensor()
+    if attribute.name in ("value_float", "value_floats"):
+        return ir.Tensor(np.array(attribute.value, np.float32))
+    if attribute.name in ("value_int", "value_ints"):
+        return ir.Tensor(np.array(attribute.value, np.int64))
+    return None
+
+
+def _rearranges(node: ir.Node) -> bool:
+    """Whether the node is a view whose parameters are stored."""
+    if node.domain or node.op_type not in ("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze"):
+        return False
+    return all(value is None or stored_tensor(value) is not None for value in node.inputs[1:])
+
+
+def _rearranged(constant: Constant, node: ir.Node) -> Constant:
+    shape = constant.shape
+    try:
+        match node.op_type:
+            case "Transpose":
+                permutation = node.attributes.get_ints("perm") or range(len(shape))[::-1]
+                if sorted(permutation) != list(range(len(shape))):
+                    raise ValueError
+                return constant.transpose(*permutation)
+            case "Reshape":
+                target = _ints(node, "shape") or []
+                return constant.reshape(*_target(shape, target, node.attributes.get_int("allowzero", 0)))
+            case "Squeeze":
+                axes = _ints(node, "axes")
+                squeezed = (
+                    {a % len(shape) for a in axes}
+                    if axes is not None
+                    else {i for i, d in enumerate(shape) if d == 1}
+                )
+                return constant.reshape(*(d for i, d in enumerate(shape) if i not in squeezed))
+            case "Unsqueeze":
+                return constant.reshape(*_unsqueezed(shape, _ints(node, "axes") or []))
+    except (IndexError, ValueError, ZeroDivisionError):
+        raise EvaluationError(
+            f"{node.outputs[0].name!r}: {node.op_type} does not fit a constant of shape {list(shape)}"
+        ) from None
+    return constant
+
+
+def _ints(node: ir.Node, name: str) -> list[int] | None:
+    """Return what newer opsets pass as the second input and older ones as an attribute."""
+    if len(node.inputs) > 1 and node.inputs[1] is not None:
+        tensor = stored_tensor(node.inputs[1])
+        return None if tensor is None else [int(i) for i in tensor.numpy().reshape(-1)]
+    values = node.attributes.get_ints(name)
+    return None if values is None else list(values)
+
+
+def _target(shape: tuple[int, ...], target: Sequence[int], allowzero: int) -> tuple[int, ...]:
+    filled = [shape[i] if d == 0 and not allowzero else d for i, d in enumerate(target)]
+    if -1 in filled:
+        known = math.prod(d for d in filled if d != -1)
+        filled[filled.index(-1)] = math.prod(shape) // known
+    if math.prod(filled) != math.prod(shape) or min(filled, default=0) < 0:
+        raise ValueError
+    return tuple(filled)
+
+
+def _unsqueezed(shape: tuple[int, ...], axes: Sequence[int]) -> tuple[int, ...]:
+    rank = len(shape) + len(axes)
+    ones = {axis % rank for axis in axes}
+    dims = iter(shape)
+    return tuple(1 if i in ones else next(dims) for i in range(rank))

@@ -1,0 +1,240 @@
+"""Put the packed op in the place of a linear layer, and leave everything else as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from onnx_bitnet.quantize import Quantized
+from onnx_bitnet.rewrite.cleanup import release
+from onnx_bitnet.rewrite.functions import DOMAIN, VERSION, matmul_i2s
+from onnx_bitnet.rewrite.origins import opset_version, subgraphs
+from onnx_bitnet.rewrite.records import Linear, Reshaping, unique
+
+LAYER = f"{DOMAIN}.layer"
+X = f"{DOMAIN}.x"
+Y = f"{DOMAIN}.y"
+
+_OP = (DOMAIN, "MatMulI2S", "")
+_FUNCTIONS_SINCE = 8  # IR version
+_UNSQUEEZE_INPUT_SINCE = 13  # opset
+
+
+@dataclass
+class Shared:
+    """What the replacements in one model share: names that are taken and constants that are there already.
+
+    Args:
+        names: every name of a value in the model.
+        node_names: every name of a node.
+        constants: (what it is, the graph it is in) -> the value, and what keeps the key's identities alive.
+        bodies: graphs of functions, which have no initializers.
+    """
+
+    names: set[str]
+    node_names: set[str]
+    constants: dict[Hashable, tuple[ir.Value, object]] = field(default_factory=dict)
+    bodies: frozenset[ir.Graph] = frozenset()
+
+    @classmethod
+    def of(cls, model: ir.Model) -> Shared:
+        """Look at a model."""
+        bodies = frozenset(function.graph for function in model.functions.values())
+        nodes = [node for root in (model.graph, *bodies) for node in root.all_nodes()]
+        graphs = {model.graph, *bodies} | {body for node in nodes for _, body in subgraphs(node)}
+        values = [value for graph in graphs for value in (*graph.inputs, *graph.initializers.values())]
+        values += [value for node in nodes for value in node.outputs]
+        return cls({str(value.name) for value in values}, {str(node.name) for node in nodes}, {}, bodies)
+
+    def constant(
+        self, graph: ir.Graph, key: Hashable, name: str, array: np.ndarray, alive: object = None
+    ) -> ir.Value:
+        """Return the constant of this key in a graph; make it if it is not there."""
+        found = self.constants.get((key, graph))
+        if found is None:
+            found = self._new(graph, unique(name, self.names), array), alive
+            self.constants[key, graph] = found
+        return found[0]
+
+    def _new(self, graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+        tensor = ir.tensor(array, name=name)
+        if graph not in self.bodies:
+            value = ir.Value(
+                name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
+            )
+            graph.initializers.add(value)
+            return value
+        node = ir.Node(
+            "", "Constant", [], [ir.AttrTensor("value", tensor)], name=unique(name, self.node_names)
+        )
+        node.outputs[0].name = name
+        graph.insert_before(graph[0], node)
+        return node.outputs[0]
+
+
+def replace(
+    model: ir.Model,
+    linear: Linear,
+    quantized: Quantized,
+    *,
+    activation_bits: int,
+    activation_scale: float = 0.0,
+    shared: Shared | None = None,
+) -> ir.Node:
+    """Replace one layer by the packed op and return that.
+
+    The op keeps the node's name, doc string and metadata, and y keeps its name. The packed weight is stored
+    where the float weight is, so that layers in other graphs can share it; it is shared by layers that have
+    an equal `weight.key` and the same `quantized` object. The float weight stays until `cleanup`.
+
+    Args:
+        model: changed in place: also its functions, opset imports and, if too old for functions, IR version.
+        linear: found by `scan` in this model.
+        quantized: its weight, `linear.weight.array()`, packed.
+        activation_bits: 8, 16 or 32.
+        activation_scale: step of statically quantized activations; 0 quantizes each row by its own peak.
+        shared: the same object for all replacements in a model; None if there is only this one.
+    """
+    _declare(model, linear.root)
+    edit = _Edit(linear, shared or Shared.of(model))
+    x = linear.x
+    for reshaping in linear.before:
+        x = edit.reshape(x, reshaping)
+    packed = edit.packed(quantized)
+    node = ir.Node(
+        DOMAIN,
+        "MatMulI2S",
+        [x, *packed, edit.bias()],
+        ir.convenience.convert_attributes(
+            {
+                "K": quantized.k,
+                "N": quantized.n,
+                "block_size": quantized.block_size,
+                "activation_bits": activation_bits,
+                "activation_scale": float(activation_scale),
+            }
+        ),
+        name=edit.name(),
+        doc_string=linear.node.doc_string,
+        metadata_props=linear.node.metadata_props | {X: str(linear.x.name), Y: str(linear.y.name)},
+    )
+    y = edit.add(node)
+    for reshaping in linear.after:
+        y = edit.reshape(y, reshaping)
+    if linear.addend is not None:
+        y = edit.add_addend(y, linear.addend)
+    edit.splice(y)
+    return node
+
+
+class _Edit:
+    """The nodes that are to replace one layer, in order."""
+
+    def __init__(self, linear: Linear, shared: Shared) -> None:
+        self.linear = linear
+        self.shared = shared
+        self.nodes: list[ir.Node] = []
+
+    def name(self) -> str:
+        """The name of the packed op: that of the old node unless it has none or shares it with another."""
+        if self.linear.name == self.linear.node.name:
+            return self.linear.name
+        return unique(self.linear.name, self.shared.node_names)
+
+    def add(self, node: ir.Node) -> ir.Value:
+        node.metadata_props[LAYER] = self.linear.name
+        self.nodes.append(node)
+        output = node.outputs[0]
+        output.type = ir.TensorType(self.linear.dtype)
+        output.name = unique(f"{self.linear.y.name}.{node.op_type}", self.shared.names)
+        return output
+
+    def op(self, op_type: str, inputs: list[ir.Value], **attributes: tuple[int, ...]) -> ir.Value:
+        """Add a node of the default domain."""
+        name = unique(f"{self.linear.name}.{op_type}", self.shared.node_names)
+        return self.add(
+            ir.Node("", op_type, inputs, ir.convenience.convert_attributes(attributes), name=name)
+        )
+
+    def reshape(self, value: ir.Value, reshaping: Reshaping) -> ir.Value:
+        if reshaping.op_type == "Transpose":
+            return self.op("Transpose", [value], perm=reshaping.value)
+        if reshaping.op_type == "Unsqueeze" and opset_version(self.linear.root) < _UNSQUEEZE_INPUT_SINCE:
+            return self.op("Unsqueeze", [value], axes=reshaping.value)
+        name = f"{DOMAIN}.shape.{'_'.join(str(dim) for dim in reshaping.value)}"
+        return self.op(reshaping.op_type, [value, self._constant(name, np.array(reshaping.value, np.int64))])
+
+    def add_addend(self, value: ir.Value, addend: ir.Value) -> ir.Value:
+        factor = self.linear.addend_factor
+        if factor != 1.0:
+            name = f"{DOMAIN}.factor.{self.linear.dtype.name}.{factor}"
+            constant = self._constant(name, np.array(factor, self.linear.dtype.numpy()))
+            addend = self.op("Mul", [addend, constant])
+        return self.op("Add", [value, addend])
+
+    def packed(self, quantized: Quantized) -> Iterator[ir.Value]:
+        """Yield weight, scale and zero point, in the graph that the float weight is in."""
+        weight = self.linear.weight
+        owner = weight.source.graph or self.linear.root
+        base = weight.name
+        tensors = {"i2s": quantized.weight, "scale": quantized.scale, "zero_point": quantized.zero_point}
+        for suffix, array in tensors.items():
+            key = (weight.key, id(quantized), suffix)
+            yield self.shared.constant(owner, key, f"{base}.{suffix}", array, alive=quantized)
+
+    def bias(self) -> ir.Value:
+        """The bias as a float32 (N,) value: the model's own where it is that already."""
+        bias, n = self.linear.bias, self.linear.weight.n
+        if bias is None:
+            return self._constant(f"{DOMAIN}.zeros.{n}", np.zeros(n, np.float32))
+        if (
+            bias.stored
+            and bias.key == (bias.source, (), 1.0)
+            and bias.dtype == ir.DataType.FLOAT
+            and bias.shape == (n,)
+        ):
+            return bias.source
+        array = np.broadcast_to(bias.array().astype(np.float32).reshape(-1), (n,))
+        owner = bias.source.graph or self.linear.root
+        return self.shared.constant(owner, (bias.key, n), f"{bias.name}.bias", np.ascontiguousarray(array))
+
+    def _constant(self, name: str, array: np.ndarray) -> ir.Value:
+        """A small constant that belongs to no weight; once in the outermost graph, by its name."""
+        return self.shared.constant(self.linear.root, name, name, array)
+
+    def splice(self, y: ir.Value) -> None:
+        """Put the nodes in the place of the last old one and give y the old value's name and readers."""
+        old = self.linear.y
+        graph = self.linear.node.graph
+        assert graph is not None
+        removed = (self.linear.node, *self.linear.absorbed)
+        graph.insert_before(removed[-1], self.nodes)
+        self.shared.names.discard(str(y.name))
+        y.name, y.shape, y.doc_string = old.name, old.shape, old.doc_string
+        y.type = old.type or y.type
+        y.metadata_props.update(old.metadata_props)
+        y.meta.update(old.meta)
+        old.replace_all_uses_with(y, replace_graph_outputs=True)
+        inputs = [value for node in removed for value in node.inputs if value is not None]
+        graph.remove(removed, safe=True)
+        release(inputs)
+
+
+def _declare(model: ir.Model, root: ir.Graph) -> None:
+    """Give the model the op's body and import its domain where it is used."""
+    if model.ir_version < 4:
+        # Until IR version 3 every initializer had to be an input; from 4 on that makes it overridable.
+        for value in [value for value in model.graph.inputs if value.is_initializer()]:
+            model.graph.inputs.remove(value)
+    model.ir_version = max(model.ir_version, _FUNCTIONS_SINCE)
+    model.opset_imports[DOMAIN] = VERSION
+    root.opset_imports[DOMAIN] = VERSION
+    if _OP not in model.functions:
+        # before the functions that call it, because onnx.reference knows only those it has already read
+        callers = dict(model.functions)
+        model.functions.clear()
+        model.functions[_OP] = matmul_i2s(opset_version(model.graph))
+        model.functions.update(callers)

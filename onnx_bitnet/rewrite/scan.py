@@ -1,0 +1,170 @@
+"""Find every linear layer of a model, and say of every node that looks like one why it is none of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
+
+from onnx_bitnet.errors import ModelError
+from onnx_bitnet.report import Reason
+from onnx_bitnet.rewrite import conv, einsum, gemm, matmul
+from onnx_bitnet.rewrite.bias import absorb_add
+from onnx_bitnet.rewrite.functions import DOMAIN, FLOAT16_OPSET, OPSETS
+from onnx_bitnet.rewrite.origins import Facts, OpId, opset_version, subgraphs, survey
+from onnx_bitnet.rewrite.records import Linear, Refusal, Site, unique
+
+_MICROSOFT = "com.microsoft"
+
+MATCHERS: Mapping[tuple[str, str], Callable[[Site], Linear | Refusal]] = MappingProxyType(
+    {
+        ("", "MatMul"): matmul.match,
+        (_MICROSOFT, "FusedMatMul"): matmul.match,
+        ("", "Gemm"): gemm.match,
+        ("", "Conv"): conv.match,
+        ("", "Einsum"): einsum.match,
+    }
+)
+"""Domain and operator -> what recognizes it as a linear layer."""
+
+_QUANTIZED = frozenset(
+    {
+        ("", "ConvInteger"),
+        ("", "MatMulInteger"),
+        ("", "QLinearConv"),
+        ("", "QLinearMatMul"),
+        (_MICROSOFT, "DynamicQuantizeMatMul"),
+        (_MICROSOFT, "MatMulBnb4"),
+        (_MICROSOFT, "MatMulIntegerToFloat"),
+        (_MICROSOFT, "MatMulNBits"),
+        (_MICROSOFT, "QGemm"),
+    }
+)
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+
+
+def scan(model: ir.Model) -> tuple[Linear | Refusal, ...]:
+    """Find every candidate, in graph order: main graph, bodies of If, Loop and Scan, then model functions.
+
+    Nothing is loaded except shapes and axes, and constant subgraphs whose shape the model does not tell.
+    Products of constants are part of constant subgraphs and no candidates.
+
+    Raises:
+        ModelError: a node lacks inputs that its operator requires.
+    """
+    return tuple(_examine(site) for site in _sites(model, survey(model)))
+
+
+def inline_weight_arguments(model: ir.Model) -> None:
+    """Inline the functions whose weights come in as arguments, so that each call has a layer of its own.
+
+    Only these functions are touched. One that imports another opset than the model, or that takes a graph as
+    an attribute, cannot be inlined and stays; its layers are refused.
+    """
+    while True:
+        roots = {
+            site.root
+            for site in _sites(model, survey(model))
+            if isinstance(found := _examine(site), Refusal) and found.reason is Reason.WEIGHT_IS_ARGUMENT
+        }
+        targets = {function.identifier() for function in model.functions.values() if function.graph in roots}
+        targets = {target for target in targets if _can_inline(model, target)}
+        if not targets:
+            return
+        InlinePass(criteria=lambda function: function.identifier() in targets)(model)  # noqa: B023
+        _import_domains(model)
+
+
+def _can_inline(model: ir.Model, target: OpId) -> bool:
+    function = model.functions[target]
+    imports = model.opset_imports
+    if any(imports.get(domain, version) != version for domain, version in function.opset_imports.items()):
+        return False
+    calls = [
+        node
+        for graph in (model.graph, *(function.graph for function in model.functions.values()))
+        for node in graph.all_nodes()
+        if node.op_identifier() == target
+    ]
+    return all(len(node.inputs) <= len(function.inputs) and not any(subgraphs(node)) for node in calls)
+
+
+def _import_domains(model: ir.Model) -> None:
+    """Let functions into which others were inlined import what these need."""
+    for function in model.functions.values():
+        for node in function.all_nodes():
+            if node.domain not in function.opset_imports and node.domain in model.opset_imports:
+                function.opset_imports[node.domain] = model.opset_imports[node.domain]
+
+
+def _sites(model: ir.Model, facts: Facts) -> Iterator[Site]:
+    """Yield the candidates with unique names."""
+    found = list(_nodes(model.graph, ""))
+    roots = [model.graph] * len(found)
+    for function in model.functions.values():
+        if function.domain != DOMAIN:
+            inside = list(_nodes(function.graph, f"function {function.domain}::{function.name}"))
+            found += inside
+            roots += [function.graph] * len(inside)
+    candidates = [
+        (node, where, root)
+        for (node, where), root in zip(found, roots, strict=True)
+        if node.outputs and node.outputs[0] not in facts.known
+    ]
+    natural = [node.name or node.outputs[0].name or node.op_type for node, _, _ in candidates]
+    taken = set(natural)
+    given: set[str] = set()
+    for name, (node, where, root) in zip(natural, candidates, strict=True):
+        if name in given:
+            name = unique(name, taken)
+        given.add(name)
+        yield Site(node, name, where, root, facts)
+
+
+def _nodes(graph: ir.Graph, where: str) -> Iterator[tuple[ir.Node, str]]:
+    for node in graph:
+        kind = (node.domain, node.op_type)
+        if kind in MATCHERS or kind in _QUANTIZED:
+            yield node, where
+        for name, body in subgraphs(node):
+            inside = f"node {node.name or node.outputs[0].name} / {name}"
+            yield from _nodes(body, f"{where} / {inside}" if where else inside)
+
+
+def _examine(site: Site) -> Linear | Refusal:
+    node = site.node
+    kind = (node.domain, node.op_type)
+    if kind in _QUANTIZED:
+        return site.refuse(Reason.ALREADY_QUANTIZED, node.op_type)
+    if len(node.inputs) < 1 + (node.op_type != "Einsum") or None in node.inputs[:2]:
+        raise ModelError(f"{site.name!r}: {node.op_type} lacks an input; the model is not valid")
+    reference = next((attribute for attribute in node.attributes.values() if attribute.is_ref()), None)
+    if reference is not None:
+        detail = f"attribute {reference.name!r} is an argument of the function"
+        return site.refuse(Reason.WEIGHT_IS_ARGUMENT, detail)
+    found = MATCHERS[kind](site)
+    if isinstance(found, Refusal):
+        return found
+    return _unsuitable(found, site) or absorb_add(found, site)
+
+
+def _unsuitable(linear: Linear, site: Site) -> Refusal | None:
+    """Refuse types and opsets for which there is no op."""
+    weight = linear.weight
+    if weight.dtype not in _FLOATS:
+        return site.refuse(Reason.WEIGHT_TYPE, f"weight {weight.name!r} is {weight.dtype.name}", weight)
+    if linear.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
+        return site.refuse(Reason.ACTIVATION_TYPE, f"{linear.x.name!r} is {linear.dtype.name}", weight)
+    lowest = FLOAT16_OPSET if linear.dtype == ir.DataType.FLOAT16 else OPSETS[0]
+    for opset in (site.facts.opset, opset_version(linear.root)):
+        if opset < lowest:
+            return site.refuse(
+                Reason.OPSET_TOO_OLD, f"opset {opset}; {linear.dtype.name} needs {lowest} or newer", weight
+            )
+        if opset > OPSETS[-1]:
+            return site.refuse(
+                Reason.OPSET_TOO_NEW, f"opset {opset}; {OPSETS[-1]} is the newest known", weight
+            )
+    return None
