@@ -41,7 +41,7 @@ def register(options: onnxruntime.SessionOptions) -> None:
     Raises:
         RuntimeMissing: onnxruntime is absent or too old, or it cannot load the library.
     """
-    _import_onnxruntime()
+    import_onnxruntime()
     if _is_registered(options):
         return
     path = library_path()
@@ -69,7 +69,7 @@ def session(
         RuntimeMissing: onnxruntime is absent or too old, or it cannot load the library.
         ModelError: there is no such file, or onnxruntime refuses it.
     """
-    ort = _import_onnxruntime()
+    ort = import_onnxruntime()
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"{path}: there is no such file")
@@ -93,7 +93,8 @@ def one_line(error: Exception) -> str:
     return text or type(error).__name__
 
 
-def _import_onnxruntime() -> Any:
+def import_onnxruntime() -> Any:
+    """Return the module, or raise RuntimeMissing if it is absent or too old."""
     oldest = ".".join(map(str, OLDEST))
     way_out = f'pip install "onnxruntime>={oldest}"'
     try:

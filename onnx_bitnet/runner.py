@@ -1,0 +1,95 @@
+"""Run a model that was changed in memory, its external data still in the folder it came from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from onnx_bitnet import runtime
+from onnx_bitnet.errors import ModelError
+from onnx_bitnet.inputs import Batch
+
+_FOLDER = "session.model_external_initializers_file_folder_path"
+_FATAL = 4  # log nothing less: what goes wrong is in the exception already
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A model in a session, and its path for error messages."""
+
+    path: Path
+    session: Any
+
+    def run(self, names: Sequence[str], batch: Batch, label: str, hint: str = "") -> dict[str, Any]:
+        """Return the outputs called `names` for one batch.
+
+        Raises:
+            ModelError: onnxruntime fails; `label` says on what and `hint` what to do.
+        """
+        try:
+            outputs = self.session.run(list(names), batch)
+        except Exception as error:  # onnxruntime's exceptions have no other base
+            raise ModelError(
+                f"{self.path}: onnxruntime fails on {label}: {runtime.one_line(error)}{hint}"
+            ) from None
+        return dict(zip(names, outputs, strict=True))
+
+    def types(self) -> dict[str, ir.DataType]:
+        """Return the element types of all tensors that go in and come out."""
+        ends = (*self.session.get_inputs(), *self.session.get_outputs())
+        named = ((end.name, re.fullmatch(r"tensor\((\w+)\)", end.type)) for end in ends)
+        return {name: ir.DataType[match[1].upper()] for name, match in named if match}
+
+
+def start(model: ir.Model, path: Path, threads: int = 0) -> Runner:
+    """Load a model into onnxruntime.
+
+    External data is mapped by onnxruntime, never read here.
+
+    Args:
+        model: the model as it was read from `path`, perhaps with other outputs.
+        path: the file it came from.
+        threads: 0 for as many as onnxruntime finds right.
+
+    Raises:
+        ModelError: onnxruntime does not accept the model.
+        RuntimeMissing: the custom-op library cannot be loaded.
+    """
+    ort = runtime.import_onnxruntime()
+    options = ort.SessionOptions()
+    options.log_severity_level = _FATAL
+    options.intra_op_num_threads = threads
+    runtime.register(options)
+    folder = path.parent.resolve()
+    proto = ir.to_proto(model)
+    if ort.__version__.startswith("1.20."):
+        _make_absolute(proto, folder)  # it ignores the entry; later versions refuse absolute paths
+    else:
+        options.add_session_config_entry(_FOLDER, str(folder))
+    try:
+        session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions have no other base
+        raise ModelError(f"{path}: onnxruntime cannot open it: {runtime.one_line(error)}") from None
+    return Runner(path, session)
+
+
+def _make_absolute(proto: onnx.ModelProto, folder: Path) -> None:
+    for tensor in _tensors(proto.graph):
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = str(folder / entry.value)
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield attribute.t
+            for subgraph in (attribute.g, *attribute.graphs):
+                yield from _tensors(subgraph)

@@ -1,0 +1,157 @@
+"""Look inside a converted model and its reference: which values to compare, and how to get at them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnx_bitnet.rewrite.functions import DOMAIN
+from onnx_bitnet.rewrite.packed import packed_nodes
+from onnx_bitnet.rewrite.replace import LAYER, Y
+
+# Before these names the outputs of a layer have its number, so that layers do not feed one another.
+_PREFIX = f"{DOMAIN}.tap"
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A packed layer, and where its values are in both models.
+
+    Args:
+        layer: name of the layer.
+        inputs: names of the values that the nodes of the layer read.
+        y: name of the value that they make.
+        note: why the layer cannot be looked at; empty if it can.
+    """
+
+    layer: str
+    inputs: tuple[str, ...] = ()
+    y: str = ""
+    note: str = ""
+
+
+def find_taps(reference: ir.Model, got: ir.Model) -> tuple[Tap, ...]:
+    """Return a tap for each packed layer of `got`, in graph order.
+
+    Raises:
+        ModelError: a packed op of `got` is malformed.
+    """
+    known = values(reference)
+    return tuple(_tap(packed.layer, packed.node, got.graph, known) for packed in packed_nodes(got))
+
+
+def _tap(layer: str, node: ir.Node, graph: ir.Graph, known: Mapping[str, ir.Value]) -> Tap:
+    y = node.metadata_props.get(Y, "")
+    if node.graph is not graph:
+        return Tap(layer, note="it is inside a subgraph or function, whose values are out of reach")
+    nodes = _layer_nodes(layer, graph)
+    made = {value.name for part in nodes for value in part.outputs}
+    if y not in made:
+        return Tap(layer, note="the model has no record of its float layer; convert it again")
+    inputs = [value.name for value in _outer_values(nodes) if value.name]
+    for name in (y, *inputs):
+        if name not in known:
+            return Tap(
+                layer, note=f"the reference has no value {name!r}; is it the model that was converted?"
+            )
+    return Tap(layer, tuple(inputs), y)
+
+
+def _layer_nodes(layer: str, graph: ir.Graph) -> list[ir.Node]:
+    return [node for node in graph if node.metadata_props.get(LAYER) == layer]
+
+
+def _outer_values(nodes: Iterable[ir.Node]) -> Iterator[ir.Value]:
+    """Yield the values that nodes read, make not themselves and that are no constants, each once."""
+    seen: set[ir.Value] = {value for node in nodes for value in node.outputs}
+    for node in nodes:
+        for value in node.inputs:
+            if value is not None and value not in seen and ir.convenience.get_const_tensor(value) is None:
+                yield value
+                seen.add(value)
+
+
+def values(model: ir.Model) -> dict[str, ir.Value]:
+    """Return the values of the main graph that are computed or fed, by name."""
+    inputs = [value for value in model.graph.inputs if not value.is_initializer()]
+    made = [value for node in model.graph for value in node.outputs]
+    return {value.name: value for value in (*inputs, *made) if value.name}
+
+
+def expose(model: ir.Model, names: Iterable[str]) -> None:
+    """Make values outputs of the model as well, in place. Inputs stay what they are: the caller has them."""
+    known = values(model)
+    for name in dict.fromkeys(names):
+        value = known[name]
+        if not value.is_graph_output() and not value.is_graph_input():
+            model.graph.outputs.append(value)
+
+
+def output_name(index: int, name: str) -> str:
+    """Return the name that value `name` of the layer number `index` has in the model of `layers_alone`."""
+    return f"{_PREFIX}{index}/{name}"
+
+
+def layers_alone(got: ir.Model, taps: Iterable[Tap], types: Mapping[str, ir.DataType]) -> ir.Model:
+    """Return a model of the packed layers alone, each fed from outside.
+
+    Args:
+        got: the converted model; its constants and functions are shared, not copied.
+        taps: the layers.
+        types: element types of all inputs of the taps.
+
+    Returns:
+        A model whose inputs are those of the taps and whose outputs are called by `output_name`.
+    """
+    inputs = {
+        name: ir.Value(name=name, type=ir.TensorType(types[name])) for tap in taps for name in tap.inputs
+    }
+    constants: dict[str, ir.Value] = {}
+    nodes: list[ir.Node] = []
+    outputs = []
+    for index, tap in enumerate(taps):
+        made: dict[str, ir.Value] = {}
+        for node in _layer_nodes(tap.layer, got.graph):
+            nodes.append(_copy(node, index, made, inputs, constants))
+        outputs.append(made[tap.y])
+    graph = ir.Graph(
+        list(inputs.values()),
+        outputs,
+        nodes=nodes,
+        initializers=list(constants.values()),
+        opset_imports=dict(got.graph.opset_imports),
+        name="layers",
+    )
+    return ir.Model(graph, ir_version=got.ir_version, functions=list(got.functions.values()))
+
+
+def _copy(
+    node: ir.Node,
+    index: int,
+    made: dict[str, ir.Value],
+    inputs: Mapping[str, ir.Value],
+    constants: dict[str, ir.Value],
+) -> ir.Node:
+    """Copy a node of layer number `index`; what it makes and the constants it needs go into the dicts."""
+    sources = [_source(value, made, inputs, constants) for value in node.inputs]
+    outputs = [ir.Value(name=output_name(index, str(value.name))) for value in node.outputs]
+    made.update((str(old.name), new) for old, new in zip(node.outputs, outputs, strict=True))
+    return ir.Node(node.domain, node.op_type, sources, node.attributes.values(), outputs=outputs)
+
+
+def _source(
+    value: ir.Value | None,
+    made: Mapping[str, ir.Value],
+    inputs: Mapping[str, ir.Value],
+    constants: dict[str, ir.Value],
+) -> ir.Value | None:
+    if value is None:
+        return None
+    name = str(value.name)
+    found = made.get(name) or inputs.get(name) or constants.get(name)
+    if found is None:
+        tensor = ir.convenience.get_const_tensor(value)
+        found = constants[name] = ir.Value(name=name, const_value=tensor)
+    return found
