@@ -1,0 +1,94 @@
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+def isas() -> list[tuple[str, bool]]: ...
+def allowed_isas(isa: str | None = None) -> list[str]: ...
+def kernels() -> list[tuple[str, str, str]]: ...
+def find(op: str, format: str, isa: str | None = None) -> str | None: ...
+def panels(weight: Array, k: int, block_size: int = 0) -> tuple[Array, Array]: ...
+def dot(panel: Array, q: Array, acc: Array, *, panels: int, group_steps: int, isa: str) -> None: ...
+def dotf(panel: Array, x: Array, acc: Array, *, panels: int, group_steps: int, isa: str) -> None: ...
+def actq(
+    x: Array, q: Array, sums: Array, *, block_size: int = 0, bits: int = 8, step: float = 0.0, isa: str
+) -> float: ...
+def scale(
+    acc: Array,
+    sums: Array,
+    code_sum: Array,
+    scale: Array,
+    zero_point: Array | None,
+    factor: Array,
+    y: Array,
+    *,
+    panels: int,
+    isa: str,
+) -> None: ...
+def widen(x: Array, y: Array, *, isa: str) -> None: ...
+def narrow(x: Array, y: Array, *, isa: str) -> None: ...
+
+class MatMul:
+    n: int
+    k: int
+    def __init__(
+        self,
+        weight: Array,
+        scale: Array,
+        zero_point: Array,
+        bias: Array | None,
+        *,
+        k: int,
+        block_size: int = 0,
+        activation_bits: int = 8,
+        activation_scale: float = 0.0,
+        isa: str | None = None,
+    ) -> None: ...
+    def __call__(self, x: Array, *, threads: int = 1) -> Array: ...
+
+def matmul(
+    x: Array,
+    weight: Array,
+    scale: Array,
+    zero_point: Array,
+    bias: Array | None,
+    *,
+    threads: int = 1,
+    k: int,
+    block_size: int = 0,
+    activation_bits: int = 8,
+    activation_scale: float = 0.0,
+    isa: str | None = None,
+) -> Array: ...
+
+# ---- quantization: weight is float32, float16 or bfloat16 (N, K) of any strides, see quantize.py
+
+def weight_nonfinite(weight: Array, first: int, last: int) -> tuple[int, tuple[int, int] | None]: ...
+def weight_magnitudes(weight: Array, magnitude: Array, first: int, last: int) -> bool: ...
+def moments(weight: Array, steps: Array, block_size: int, out: Array, first: int, last: int) -> None: ...
+def products(weight: Array, steps: Array, block_size: int, out: Array, first: int, last: int) -> None: ...
+def least_squares(
+    weight: Array, steps: Array, block_size: int, levels: int, out: Array, first: int, last: int
+) -> None: ...
+def histogram(weight: Array, steps: Array, first: int, last: int) -> tuple[Array, Array]: ...
+def histogram_low(weight: Array, steps: Array, slot: Array, first: int, last: int) -> Array: ...
+def assign(weight: Array, steps: Array, block_size: int, packed: Array, first: int, last: int) -> None: ...
+def assign_integer(
+    weight: Array, factor: Array, block_size: int, bits: int, packed: Array, first: int, last: int
+) -> None: ...
+def dequantize(
+    packed: Array,
+    scale: Array,
+    zero_point: Array,
+    k: int,
+    block_size: int,
+    out: Array,
+    first: int,
+    last: int,
+) -> None: ...
+def compare(
+    weight: Array, packed: Array, scale: Array, zero_point: Array, block_size: int, first: int, last: int
+) -> tuple[float, float, int, int]: ...
+def pack_i2s(codes: Array) -> Array: ...
+def unpack_i2s(packed: Array, k: int) -> Array: ...

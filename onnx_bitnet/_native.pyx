@@ -1,0 +1,810 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, freethreading_compatible=True
+"""The C core seen from Python: every function checks shapes, releases the GIL and calls C.
+
+No algorithm lives here. ext/README.md tells how the C side is laid out.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport strcmp
+
+# ---- instruction sets and the table of kernels -------------------------------------------------------------
+
+def isas():
+    """Return (name, runs here) of each compiled instruction set, weakest first."""
+    cdef uint32_t here = bn_isas_here()
+    return [
+        (bn_isa_name(<bn_isa>isa).decode(), bool(here >> isa & 1))
+        for isa in range(BN_ISA_COUNT)
+        if bn_isa_compiled(<bn_isa>isa)
+    ]
+
+
+def allowed_isas(isa=None):
+    """Return the names of the instruction sets that may be used.
+
+    Args:
+        isa: the strongest one allowed; None for what ONNX_BITNET_ISA says, or all that run here.
+
+    Raises:
+        ValueError: there is no such instruction set, or it does not run here.
+    """
+    cdef uint32_t allowed = _allowed(isa)
+    return [bn_isa_name(<bn_isa>i).decode() for i in range(BN_ISA_COUNT) if allowed >> i & 1]
+
+
+def kernels():
+    """Return (op, format, isa) of each compiled kernel, in the order of ext/kernels.inc."""
+    cdef size_t count
+    cdef const bn_kernel *rows = bn_kernels(&count)
+    return [
+        (rows[i].op.decode(), rows[i].format.decode(), bn_isa_name(rows[i].isa).decode())
+        for i in range(count)
+    ]
+
+
+def find(op, format, isa=None):
+    """Return the name of the instruction set whose kernel serves this op and format, or None without one.
+
+    Args:
+        op: as in `kernels`.
+        format: as in `kernels`.
+        isa: as in `allowed_isas`.
+    """
+    cdef bytes op_bytes = op.encode(), format_bytes = format.encode()
+    cdef const bn_kernel *row = bn_find(op_bytes, format_bytes, _allowed(isa))
+    return None if row == NULL else bn_isa_name(row.isa).decode()
+
+
+cdef uint32_t _allowed(isa) except? 0:
+    cdef uint32_t allowed = 0
+    cdef const char *reason
+    cdef bytes name
+    if isa is None:
+        reason = bn_isas_allowed(&allowed)
+    else:
+        name = isa.encode()
+        reason = bn_isas_up_to(name, &allowed)
+    if reason != NULL:
+        raise ValueError(reason.decode() if isa is None else f"isa {isa!r}: {reason.decode()}")
+    return allowed
+
+
+cdef bn_any_fn *_kernel(const char *op, const char *format, isa) except NULL:
+    """The kernel of exactly this instruction set."""
+    cdef size_t count, i
+    cdef const bn_kernel *rows = bn_kernels(&count)
+    cdef bytes name = isa.encode()
+    _allowed(isa)
+    for i in range(count):
+        if strcmp(rows[i].op, op) == 0 and strcmp(rows[i].format, format) == 0:
+            if strcmp(bn_isa_name(rows[i].isa), name) == 0:
+                return rows[i].fn
+    raise ValueError(f"there is no kernel {op.decode()} {format.decode()} {isa}")
+
+
+def _require(condition, message):
+    if not condition:
+        raise ValueError(message)
+
+
+def _require_row_bytes(row_bytes, k):
+    _require(row_bytes == bn_row_bytes(k), f"weight has rows of {row_bytes} bytes, K = {k} needs {bn_row_bytes(k)}")
+
+
+# ---- one entry per kernel op, for tests and benchmarks -----------------------------------------------------
+
+def panels(const uint8_t[:, ::1] weight, size_t k, size_t block_size=0):
+    """Return the panels of one plane and the sums of its codes, see ext/layout.h.
+
+    Args:
+        weight: canonical i2s bytes (N, ceil(k / 4)).
+        k: inputs.
+        block_size: inputs that share a scale; 0 means all of k.
+
+    Returns:
+        uint8 (bytes,) and int32 (super-panels, groups, 64).
+
+    Raises:
+        ValueError: wrong shape, or a code past k is not 1.
+    """
+    _require(k > 0 and weight.shape[0] > 0, "N and K must be at least 1")
+    _require_row_bytes(weight.shape[1], k)
+    cdef bn_groups groups = bn_make_groups(k, block_size)
+    cdef uint8_t[::1] out = np.empty(bn_panel_bytes(weight.shape[0], &groups), np.uint8)
+    cdef size_t supers = bn_super_panels(weight.shape[0])
+    cdef int32_t[:, :, ::1] code_sum = np.empty((supers, groups.count, BN_SUPER), np.int32)
+    cdef const char *reason
+    with nogil:
+        reason = bn_panel_build(&weight[0, 0], weight.shape[0], &groups, &out[0], &code_sum[0, 0, 0])
+    if reason != NULL:
+        raise ValueError(reason.decode())
+    return np.asarray(out), np.asarray(code_sum)
+
+
+def dot(
+    const uint8_t[::1] panel,
+    const int8_t[:, ::1] q,
+    int32_t[:, :, ::1] acc,
+    *,
+    size_t panels,
+    size_t group_steps,
+    isa,
+):
+    """Run the kernel `dot i2s` of one instruction set on one super-panel of one plane.
+
+    Args:
+        panel: (steps * panels * 64,) bytes.
+        q: (rows, 16 * steps).
+        acc: out (rows, groups, 64).
+        panels: vectors side by side, 1 to 4.
+        group_steps: steps in a group; the last may have fewer.
+        isa: name of the kernel's instruction set.
+    """
+    cdef size_t steps = q.shape[1] // BN_STEP
+    _check_dot(panel.shape[0], q.shape[0], q.shape[1], acc.shape, panels, group_steps)
+    cdef bn_dot_fn *fn = <bn_dot_fn *>_kernel("dot", "i2s", isa)
+    cdef bn_dot_args args
+    args.panel, args.q, args.acc = &panel[0], &q[0, 0], &acc[0, 0, 0]
+    args.q_stride, args.rows, args.panels = q.shape[1], q.shape[0], panels
+    args.steps, args.group_steps = steps, group_steps
+    with nogil:
+        fn(&args)
+
+
+def dotf(
+    const uint8_t[::1] panel,
+    const float[:, ::1] x,
+    float[:, :, ::1] acc,
+    *,
+    size_t panels,
+    size_t group_steps,
+    isa,
+):
+    """Run the kernel `dotf i2s` of one instruction set: `dot` with float32 rows and sums of (code - 1) * x."""
+    cdef size_t steps = x.shape[1] // BN_STEP
+    _check_dot(panel.shape[0], x.shape[0], x.shape[1], acc.shape, panels, group_steps)
+    cdef bn_dotf_fn *fn = <bn_dotf_fn *>_kernel("dotf", "i2s", isa)
+    cdef bn_dotf_args args
+    args.panel, args.x, args.acc = &panel[0], &x[0, 0], &acc[0, 0, 0]
+    args.x_stride, args.rows, args.panels = x.shape[1], x.shape[0], panels
+    args.steps, args.group_steps = steps, group_steps
+    with nogil:
+        fn(&args)
+
+
+def _check_dot(panel_bytes, rows, columns, acc_shape, panels, group_steps):
+    steps = columns // BN_STEP
+    _require(rows > 0 and steps > 0 and columns % BN_STEP == 0, "rows must be a positive multiple of 16 long")
+    _require(1 <= panels <= 4 and group_steps > 0, "panels must be 1 to 4 and group_steps at least 1")
+    needed = steps * panels * BN_VECTOR
+    _require(panel_bytes == needed, f"panel has {panel_bytes} bytes, {steps} steps need {needed}")
+    groups = -(-steps // group_steps)
+    _require(tuple(acc_shape[:3]) == (rows, groups, BN_SUPER), f"acc must be ({rows}, {groups}, 64)")
+
+
+def actq(
+    const float[::1] x,
+    int8_t[:, ::1] q,
+    int64_t[::1] sums,
+    *,
+    size_t block_size=0,
+    int bits=8,
+    float step=0.0,
+    isa,
+):
+    """Run the kernel `actq f32` of one instruction set on one row of activations.
+
+    Args:
+        x: (K,).
+        q: out (bits / 8, padded K): for 16 bits the high and the low bytes.
+        sums: out (groups,).
+        block_size: inputs that share a scale; 0 means all of K.
+        bits: 8 or 16.
+        step: the static step, 0 for dynamic.
+        isa: name of the kernel's instruction set.
+
+    Returns:
+        inv_s.
+    """
+    _require(x.shape[0] > 0 and bits in (8, 16), "x must not be empty and bits must be 8 or 16")
+    cdef bn_groups groups = bn_make_groups(x.shape[0], block_size)
+    _require(
+        q.shape[0] == bits // 8 and <size_t>q.shape[1] == groups.padded,
+        f"q must be ({bits // 8}, {groups.padded})",
+    )
+    _require(<size_t>sums.shape[0] == groups.count, f"sums must be ({groups.count},)")
+    cdef bn_actq_fn *fn = <bn_actq_fn *>_kernel("actq", "f32", isa)
+    cdef float inv_s
+    cdef bn_actq_args args
+    args.x, args.q, args.sum, args.inv_s = &x[0], &q[0, 0], &sums[0], &inv_s
+    args.groups, args.q_stride, args.step, args.bits = groups, q.shape[1], step, bits
+    with nogil:
+        fn(&args)
+    return inv_s
+
+
+def scale(
+    const int32_t[:, :, ::1] acc,
+    const int64_t[:, ::1] sums,
+    const int32_t[:, ::1] code_sum,
+    const float[:, ::1] scale,
+    const float[:, ::1] zero_point,
+    const float[::1] factor,
+    float[:, ::1] y,
+    *,
+    size_t panels,
+    isa,
+):
+    """Run the kernel `scale i32` of one instruction set: add products of one super-panel to y.
+
+    Args:
+        acc: (parts * rows, groups, 64), parts 1 or 2.
+        sums: (rows, groups) sums of q.
+        code_sum: (groups, 64) sums of codes; used for two parts.
+        scale: (groups, 64).
+        zero_point: (groups, 64), or None for 1.
+        factor: (rows,).
+        y: in and out (rows, 64).
+        panels: vectors side by side, 1 to 4.
+        isa: name of the kernel's instruction set.
+    """
+    cdef Py_ssize_t rows = factor.shape[0], groups = scale.shape[0]
+    _require(rows > 0 and groups > 0 and 1 <= panels <= 4, "rows, groups and panels must be at least 1")
+    _require(acc.shape[0] in (rows, 2 * rows), "acc must have one or two parts for each row")
+    _require({acc.shape[1], sums.shape[1], code_sum.shape[0]} == {groups}, "groups differ")
+    _require(sums.shape[0] == rows and y.shape[0] == rows, "rows differ")
+    lanes = {acc.shape[2], code_sum.shape[1], scale.shape[1], y.shape[1]}
+    if zero_point is not None:
+        lanes.add(zero_point.shape[1])
+        _require(zero_point.shape[0] == groups, "groups differ")
+    _require(lanes == {BN_SUPER}, "the last axis must be 64 long")
+    cdef bn_scale_fn *fn = <bn_scale_fn *>_kernel("scale", "i32", isa)
+    cdef bn_scale_args args
+    args.acc, args.sum, args.code_sum = &acc[0, 0, 0], &sums[0, 0], &code_sum[0, 0]
+    args.scale, args.factor, args.y = &scale[0, 0], &factor[0], &y[0, 0]
+    args.zero_point = NULL
+    if zero_point is not None:
+        args.zero_point = &zero_point[0, 0]
+    args.rows, args.parts, args.groups = rows, acc.shape[0] // rows, groups
+    args.sum_stride, args.panels = groups, panels
+    with nogil:
+        fn(&args)
+
+
+def widen(const uint16_t[::1] x, float[::1] y, *, isa):
+    """Run the kernel `widen f16` of one instruction set: float16 bits x (count,) to float32 y (count,)."""
+    _require(x.shape[0] == y.shape[0] and x.shape[0] > 0, "x and y must have the same length, not 0")
+    cdef bn_widen_fn *fn = <bn_widen_fn *>_kernel("widen", "f16", isa)
+    cdef bn_widen_args args
+    args.x, args.y, args.count = &x[0], &y[0], x.shape[0]
+    with nogil:
+        fn(&args)
+
+
+def narrow(const float[::1] x, uint16_t[::1] y, *, isa):
+    """Run the kernel `narrow f16` of one instruction set: float32 x (count,) to float16 bits y (count,)."""
+    _require(x.shape[0] == y.shape[0] and x.shape[0] > 0, "x and y must have the same length, not 0")
+    cdef bn_narrow_fn *fn = <bn_narrow_fn *>_kernel("narrow", "f16", isa)
+    cdef bn_narrow_args args
+    args.x, args.y, args.count = &x[0], &y[0], x.shape[0]
+    with nogil:
+        fn(&args)
+
+
+# ---- a whole layer -----------------------------------------------------------------------------------------
+
+cdef class MatMul:
+    """A packed linear layer y = Q(x) W^T + bias, ready to run; see `reference.matmul` for the arguments.
+
+    Args:
+        weight: uint8 (P, N, ceil(K / 4)), canonical i2s.
+        scale: float32 or float16 (P, N or 1, G or 1) with G = ceil(K / block_size).
+        zero_point: the same shape.
+        bias: float32 (N,), or None for zeros.
+        k: inputs.
+        block_size: inputs that share a scale; 0 means all of K.
+        activation_bits: 8, 16, or 32 for float activations.
+        activation_scale: step of static quantization, 0 for dynamic.
+        isa: strongest instruction set that may be used; None for what ONNX_BITNET_ISA says.
+
+    Raises:
+        ValueError: a shape or value does not fit, said in one line.
+    """
+
+    cdef bn_matmul *layer
+    cdef readonly size_t n, k
+
+    def __cinit__(
+        self,
+        weight,
+        scale,
+        zero_point,
+        bias,
+        *,
+        k,
+        block_size=0,
+        activation_bits=8,
+        activation_scale=0.0,
+        isa=None,
+    ):
+        _require(weight.ndim == 3 and weight.dtype == np.uint8, "weight must be uint8 (P, N, ceil(K / 4))")
+        planes, n, row_bytes = weight.shape
+        _require(1 <= planes <= 4 and n > 0 and k > 0, "weight must have 1 to 4 planes, N and K at least 1")
+        _require_row_bytes(row_bytes, k)
+        _require(block_size >= 0, "block_size must not be negative")
+        groups = 1 if block_size == 0 else -(-k // block_size)
+        _require(
+            scale.ndim == 3
+            and scale.shape[0] == planes
+            and scale.shape[1] in (1, n)
+            and scale.shape[2] in (1, groups),
+            f"scale has shape {scale.shape}, expected ({planes}, {n} or 1, {groups} or 1)",
+        )
+        _require(zero_point.shape == scale.shape, f"zero_point is {zero_point.shape}, scale {scale.shape}")
+        _require(bias is None or bias.shape == (n,), f"bias must have shape ({n},)")
+
+        cdef const uint8_t[:, :, ::1] w = np.ascontiguousarray(weight)
+        cdef const float[:, :, ::1] s = _spread(scale, groups)
+        cdef const float[:, :, ::1] z = _spread(zero_point, groups)
+        cdef const float[::1] b = None if bias is None else np.ascontiguousarray(bias, np.float32)
+        cdef bn_matmul_desc desc
+        cdef const char *reason
+        cdef uint32_t allowed = _allowed(isa)
+        desc.n, desc.k, desc.planes, desc.block_size = n, k, planes, block_size
+        desc.weight, desc.scale, desc.zero_point = &w[0, 0, 0], &s[0, 0, 0], &z[0, 0, 0]
+        desc.scale_rows = s.shape[1]
+        desc.bias = NULL
+        if b is not None:
+            desc.bias = &b[0]
+        desc.activation_bits, desc.activation_scale = activation_bits, activation_scale
+        with nogil:
+            reason = bn_matmul_create(&desc, allowed, &self.layer)
+        if reason != NULL:
+            raise ValueError(reason.decode())
+        self.n, self.k = n, k
+
+    def __dealloc__(self):
+        bn_matmul_destroy(self.layer)
+
+    def __call__(self, x, *, threads=1):
+        """Return y (..., N) of the type of x, float32 or float16 (..., K).
+
+        With more than one thread the tasks run on a thread pool, last task first.
+        """
+        _require(x.ndim >= 1 and x.shape[x.ndim - 1] == self.k, f"x is {x.shape}, expected (..., {self.k})")
+        _require(x.dtype in (np.float32, np.float16), f"x is {x.dtype}, expected float32 or float16")
+        cdef bn_float_type type = BN_FLOAT16 if x.dtype == np.float16 else BN_FLOAT32
+        y_shape = (*x.shape[: x.ndim - 1], self.n)
+        rows = np.ascontiguousarray(x).reshape(x.size // self.k, self.k)
+        y = np.empty((rows.shape[0], self.n), x.dtype)
+        if y.size == 0:
+            return y.reshape(y_shape)
+        cdef const uint8_t[:, ::1] x_bytes = rows.view(np.uint8)
+        cdef uint8_t[:, ::1] y_bytes = y.view(np.uint8)
+        cdef bn_parallel_for *parallel_for = NULL
+        cdef void *context = NULL
+        cdef const char *reason
+        pool = ThreadPoolExecutor(threads) if threads > 1 else None
+        if pool is not None:
+            parallel_for, context = _run_on_pool, <void *>pool
+        with nogil:
+            reason = bn_matmul_run(
+                self.layer, &x_bytes[0, 0], &y_bytes[0, 0], x_bytes.shape[0], type, parallel_for, context
+            )
+        if pool is not None:
+            pool.shutdown()
+        if reason != NULL:
+            raise MemoryError(reason.decode())
+        return y.reshape(y_shape)
+
+
+def matmul(x, weight, scale, zero_point, bias, *, threads=1, **options):
+    """Return y = Q(x) W^T + bias without ONNX Runtime; the arguments are those of `MatMul`."""
+    return MatMul(weight, scale, zero_point, bias, **options)(x, threads=threads)
+
+
+def _spread(values, groups):
+    shape = (*values.shape[:2], groups)
+    return np.ascontiguousarray(np.broadcast_to(values, shape), np.float32)
+
+
+cdef class _Task:
+    """A C task as a Python callable that releases the GIL."""
+
+    cdef bn_task task
+    cdef void *arg
+
+    def __call__(self, size_t index):
+        with nogil:
+            self.task(self.arg, index)
+
+
+cdef void _run_on_pool(void *context, bn_task task, size_t count, void *arg) noexcept nogil:
+    with gil:
+        call = _Task()
+        (<_Task>call).task, (<_Task>call).arg = task, arg
+        for _ in (<object>context).map(call, reversed(range(count))):
+            pass
+
+
+# ---- quantization ------------------------------------------------------------------------------------------
+#
+# A weight is a float32, float16 or bfloat16 array (N, K) of any strides. Each function treats the outputs
+# first .. last - 1 and writes the results of these only, so that threads can share the work: see quantize.py.
+
+cdef extern from "weight.h" nogil:
+    int BN_MAGNITUDE_BLOCK
+    ctypedef enum bn_weight_type:
+        BN_WEIGHT_FLOAT32, BN_WEIGHT_FLOAT16, BN_WEIGHT_BFLOAT16
+    ctypedef struct bn_weight:
+        const char *data
+        Py_ssize_t row_stride, col_stride
+        size_t n, k
+        bn_weight_type type
+    int bn_weight_nonfinite(const bn_weight *w, size_t first, size_t last, size_t *count, size_t *where)
+    int bn_weight_magnitudes(const bn_weight *w, size_t first, size_t last, float *magnitude, int *ternary)
+
+cdef extern from "quantize.h" nogil:
+    int BN_BINS
+    ctypedef struct bn_step:
+        float factor, low, high, scale
+    ctypedef struct bn_grid:
+        const bn_step *steps
+        size_t planes, rows, block_size
+    ctypedef struct bn_packed:
+        const uint8_t *weight
+        const float *scale
+        const float *zero_point
+        size_t n, k, planes, rows, block_size
+    ctypedef struct bn_difference:
+        double error, signal
+        size_t different, zeros
+    int bn_moments(const bn_weight *w, const bn_grid *grid, size_t first, size_t last, double *moments)
+    int bn_products(const bn_weight *w, const bn_grid *grid, size_t first, size_t last, double *products)
+    int bn_least_squares(
+        const bn_weight *w, const bn_grid *grid, int levels, size_t first, size_t last, float *scale
+    )
+    int bn_histogram(
+        const bn_weight *w, const bn_grid *grid, size_t first, size_t last, uint64_t *count, uint64_t *low
+    )
+    int bn_histogram_low(
+        const bn_weight *w,
+        const bn_grid *grid,
+        const int32_t *slot,
+        size_t first,
+        size_t last,
+        uint64_t *count,
+    )
+    int bn_assign(const bn_weight *w, const bn_grid *grid, size_t first, size_t last, uint8_t *packed)
+    int bn_assign_integer(
+        const bn_weight *w,
+        const float *factor,
+        size_t rows,
+        size_t block_size,
+        int bits,
+        size_t first,
+        size_t last,
+        uint8_t *packed,
+    )
+    int bn_dequantize(const bn_packed *packed, size_t first, size_t last, float *out)
+    int bn_compare(
+        const bn_weight *w, const bn_packed *packed, size_t first, size_t last, bn_difference *difference
+    )
+    void bn_pack_i2s(const uint8_t *codes, size_t rows, size_t k, uint8_t *packed)
+    void bn_unpack_i2s(const uint8_t *packed, size_t rows, size_t k, uint8_t *codes)
+
+
+cdef int _weight(w, size_t first, size_t last, bn_weight *view) except -1:
+    _require(w.ndim == 2 and w.size > 0, f"weight has shape {w.shape}, expected (N, K)")
+    _require(first <= last <= w.shape[0], f"rows {first} to {last} are not in a weight of shape {w.shape}")
+    types = {"float32": BN_WEIGHT_FLOAT32, "float16": BN_WEIGHT_FLOAT16, "bfloat16": BN_WEIGHT_BFLOAT16}
+    _require(w.dtype.name in types and w.dtype.isnative, f"weight is {w.dtype}")
+    view.data = <const char *><size_t>w.ctypes.data
+    view.row_stride, view.col_stride = w.strides
+    view.n, view.k = w.shape
+    view.type = types[w.dtype.name]
+    return 0
+
+
+cdef int _grid(
+    const float[:, :, :, ::1] steps, size_t block_size, const bn_weight *view, bn_grid *grid
+) except -1:
+    cdef bn_groups groups = bn_make_groups(view.k, block_size)
+    _require(
+        steps.shape[1] in (1, view.n) and steps.shape[2] == groups.count and steps.shape[3] == 4,
+        f"steps must be (P, {view.n} or 1, {groups.count}, 4)",
+    )
+    grid.steps = <const bn_step *>&steps[0, 0, 0, 0]
+    grid.planes, grid.rows, grid.block_size = steps.shape[0], steps.shape[1], block_size
+    return 0
+
+
+cdef int _done(int failed) except -1:
+    if failed:
+        raise MemoryError("no memory to read the weight")
+    return 0
+
+
+def weight_nonfinite(weight, size_t first, size_t last):
+    """Return how many NaN and infinities there are, and the (row, column) of the first one or None."""
+    cdef bn_weight w
+    cdef size_t count
+    cdef size_t[2] where
+    cdef int failed
+    _weight(weight, first, last, &w)
+    with nogil:
+        failed = bn_weight_nonfinite(&w, first, last, &count, where)
+    _done(failed)
+    return count, (where[0], where[1]) if count else None
+
+
+def weight_magnitudes(weight, float[:, ::1] magnitude, size_t first, size_t last):
+    """Write the magnitude of each 32 inputs to (N, ceil(K / 32)); return False at the first without."""
+    cdef bn_weight w
+    cdef int ternary, failed
+    _weight(weight, first, last, &w)
+    _require(magnitude.shape[0] == w.n, f"magnitude must be ({w.n}, ceil(K / 32))")
+    _require(magnitude.shape[1] == (w.k - 1) // BN_MAGNITUDE_BLOCK + 1, "magnitude must be (N, ceil(K / 32))")
+    with nogil:
+        failed = bn_weight_magnitudes(&w, first, last, &magnitude[0, 0], &ternary)
+    _done(failed)
+    return bool(ternary)
+
+
+def moments(
+    weight,
+    const float[:, :, :, ::1] steps,
+    size_t block_size,
+    double[:, :, ::1] out,
+    size_t first,
+    size_t last,
+):
+    """Write sum |r|, least and greatest r of each group to (N, G, 3): r is what `steps` leave."""
+    cdef bn_weight w
+    cdef bn_grid grid
+    cdef int failed
+    _weight(weight, first, last, &w)
+    _grid(steps, block_size, &w, &grid)
+    _check_out(out.shape, w.n, steps.shape[2], 3)
+    with nogil:
+        failed = bn_moments(&w, &grid, first, last, &out[0, 0, 0])
+    _done(failed)
+
+
+def products(
+    weight,
+    const float[:, :, :, ::1] steps,
+    size_t block_size,
+    double[:, :, ::1] out,
+    size_t first,
+    size_t last,
+):
+    """Write the products for the best scale of the last plane of `steps` to (N, G, 2), see quantize.h."""
+    cdef bn_weight w
+    cdef bn_grid grid
+    cdef int failed
+    _weight(weight, first, last, &w)
+    _grid(steps, block_size, &w, &grid)
+    _require(grid.planes > 0, "steps must have a plane")
+    _check_out(out.shape, w.n, steps.shape[2], 2)
+    with nogil:
+        failed = bn_products(&w, &grid, first, last, &out[0, 0, 0])
+    _done(failed)
+
+
+def least_squares(
+    weight,
+    const float[:, :, :, ::1] steps,
+    size_t block_size,
+    int levels,
+    float[:, :, ::1] out,
+    size_t first,
+    size_t last,
+):
+    """Write the least-squares scale of what `steps` leave of each group to (N, G, 1)."""
+    cdef bn_weight w
+    cdef bn_grid grid
+    cdef int failed
+    _weight(weight, first, last, &w)
+    _grid(steps, block_size, &w, &grid)
+    _check_out(out.shape, w.n, steps.shape[2], 1)
+    with nogil:
+        failed = bn_least_squares(&w, &grid, levels, first, last, &out[0, 0, 0])
+    _done(failed)
+
+
+def _check_out(shape, n, groups, last):
+    _require(tuple(shape[:3]) == (n, groups, last), f"out must be ({n}, {groups}, {last})")
+
+
+def histogram(weight, const float[:, :, :, ::1] steps, size_t first, size_t last):
+    """Count what `steps` (P, N or 1, 1, 4) leave by the upper 16 bits of the float32 pattern.
+
+    Returns:
+        uint64 (65536,) counts, and uint64 (65536,) sums of the lower 16 bits.
+    """
+    cdef bn_weight w
+    cdef bn_grid grid
+    cdef int failed
+    cdef uint64_t[::1] count = np.zeros(BN_BINS, np.uint64), low = np.zeros(BN_BINS, np.uint64)
+    _weight(weight, first, last, &w)
+    _grid(steps, 0, &w, &grid)
+    with nogil:
+        failed = bn_histogram(&w, &grid, first, last, &count[0], &low[0])
+    _done(failed)
+    return np.asarray(count), np.asarray(low)
+
+
+def histogram_low(
+    weight, const float[:, :, :, ::1] steps, const int32_t[::1] slot, size_t first, size_t last
+):
+    """Count the lower 16 bits in the bins of `histogram` that have a slot 0, 1, ... rather than -1.
+
+    Returns:
+        uint64 (slots, 65536).
+    """
+    cdef bn_weight w
+    cdef bn_grid grid
+    cdef int failed
+    _require(slot.shape[0] == BN_BINS and np.max(slot) >= 0, "slot must be (65536,) and name a bin")
+    cdef uint64_t[:, ::1] count = np.zeros((np.max(slot) + 1, BN_BINS), np.uint64)
+    _weight(weight, first, last, &w)
+    _grid(steps, 0, &w, &grid)
+    with nogil:
+        failed = bn_histogram_low(&w, &grid, &slot[0], first, last, &count[0, 0])
+    _done(failed)
+    return np.asarray(count)
+
+
+def assign(
+    weight,
+    const float[:, :, :, ::1] steps,
+    size_t block_size,
+    uint8_t[:, :, ::1] packed,
+    size_t first,
+    size_t last,
+):
+    """Write the codes that `steps` (P, N or 1, G, 4) give to packed (P, N, ceil(K / 4))."""
+    cdef bn_weight w
+    cdef bn_grid grid
+    cdef int failed
+    _weight(weight, first, last, &w)
+    _grid(steps, block_size, &w, &grid)
+    _check_packed(packed.shape, steps.shape[0], w.n, w.k)
+    with nogil:
+        failed = bn_assign(&w, &grid, first, last, &packed[0, 0, 0])
+    _done(failed)
+
+
+def assign_integer(
+    weight,
+    const float[:, ::1] factor,
+    size_t block_size,
+    int bits,
+    uint8_t[:, :, ::1] packed,
+    size_t first,
+    size_t last,
+):
+    """Write rint(weight * factor) clamped to `bits` bits as bits / 2 planes (P, N, ceil(K / 4))."""
+    cdef bn_weight w
+    cdef int failed
+    _weight(weight, first, last, &w)
+    _require(bits in (4, 8), "bits must be 4 or 8")
+    _require(factor.shape[0] in (1, w.n), f"factor must be ({w.n} or 1, G)")
+    _require(factor.shape[1] == bn_make_groups(w.k, block_size).count, "factor has another number of groups")
+    _check_packed(packed.shape, bits // 2, w.n, w.k)
+    with nogil:
+        failed = bn_assign_integer(
+            &w, &factor[0, 0], factor.shape[0], block_size, bits, first, last, &packed[0, 0, 0]
+        )
+    _done(failed)
+
+
+def _check_packed(shape, planes, n, k):
+    expected = (planes, n, bn_row_bytes(k))
+    _require(tuple(shape[:3]) == expected, f"packed has shape {tuple(shape[:3])}, expected {expected}")
+
+
+cdef int _packed(
+    const uint8_t[:, :, ::1] weight,
+    const float[:, :, ::1] scale,
+    const float[:, :, ::1] zero_point,
+    size_t k,
+    size_t block_size,
+    bn_packed *packed,
+) except -1:
+    _require(k > 0 and weight.size > 0, "there must be planes, outputs and inputs")
+    _check_packed(weight.shape, weight.shape[0], weight.shape[1], k)
+    rows = 1 if scale.shape[1] == 1 else weight.shape[1]
+    expected = (weight.shape[0], rows, bn_make_groups(k, block_size).count)
+    _check_scale(scale.shape, expected)
+    _check_scale(zero_point.shape, expected)
+    packed.weight, packed.scale, packed.zero_point = &weight[0, 0, 0], &scale[0, 0, 0], &zero_point[0, 0, 0]
+    packed.planes, packed.n, packed.rows = weight.shape[0], weight.shape[1], scale.shape[1]
+    packed.k, packed.block_size = k, block_size
+    return 0
+
+
+def _check_scale(shape, expected):
+    _require(tuple(shape[:3]) == expected, f"scale or zero_point is {tuple(shape[:3])}, expected {expected}")
+
+
+def dequantize(
+    const uint8_t[:, :, ::1] packed,
+    const float[:, :, ::1] scale,
+    const float[:, :, ::1] zero_point,
+    size_t k,
+    size_t block_size,
+    float[:, ::1] out,
+    size_t first,
+    size_t last,
+):
+    """Decode outputs first .. last - 1 of packed (P, N, ceil(K / 4)) to out (last - first, K)."""
+    cdef bn_packed p
+    cdef int failed
+    _packed(packed, scale, zero_point, k, block_size, &p)
+    _require(first < last <= p.n, f"rows {first} to {last} are not in a weight of {p.n}")
+    _require(out.shape[0] == last - first and out.shape[1] == k, "out must be (last - first, K)")
+    with nogil:
+        failed = bn_dequantize(&p, first, last, &out[0, 0])
+    _done(failed)
+
+
+def compare(
+    weight,
+    const uint8_t[:, :, ::1] packed,
+    const float[:, :, ::1] scale,
+    const float[:, :, ::1] zero_point,
+    size_t block_size,
+    size_t first,
+    size_t last,
+):
+    """Decode packed (P, N, ceil(K / 4)) and compare it with the weight it was made from.
+
+    Returns:
+        sum of squared errors, sum of squared weights, values that differ in the weight's type, decoded zeros.
+    """
+    cdef bn_weight w
+    cdef bn_packed p
+    cdef bn_difference difference
+    cdef int failed
+    _weight(weight, first, last, &w)
+    _packed(packed, scale, zero_point, w.k, block_size, &p)
+    _require(p.n == w.n, "weight and packed differ in outputs")
+    with nogil:
+        failed = bn_compare(&w, &p, first, last, &difference)
+    _done(failed)
+    return difference.error, difference.signal, difference.different, difference.zeros
+
+
+def pack_i2s(const uint8_t[:, ::1] codes):
+    """Pack codes 0..3 (rows, K) to canonical bytes (rows, ceil(K / 4))."""
+    packed = np.empty((codes.shape[0], bn_row_bytes(codes.shape[1])), np.uint8)
+    if packed.size:
+        _pack(codes, packed)
+    return packed
+
+
+def unpack_i2s(const uint8_t[:, ::1] packed, size_t k):
+    """Unpack canonical bytes (rows, ceil(k / 4)) to codes uint8 (rows, k)."""
+    _require(packed.shape[1] == bn_row_bytes(k), f"packed has rows of {packed.shape[1]} bytes, K is {k}")
+    codes = np.empty((packed.shape[0], k), np.uint8)
+    if codes.size:
+        _unpack(packed, codes)
+    return codes
+
+
+cdef int _pack(const uint8_t[:, ::1] codes, uint8_t[:, ::1] packed) except -1:
+    with nogil:
+        bn_pack_i2s(&codes[0, 0], codes.shape[0], codes.shape[1], &packed[0, 0])
+    return 0
+
+
+cdef int _unpack(const uint8_t[:, ::1] packed, uint8_t[:, ::1] codes) except -1:
+    with nogil:
+        bn_unpack_i2s(&packed[0, 0], packed.shape[0], codes.shape[1], &codes[0, 0])
+    return 0
