@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from onnx_bitnet.errors import ModelError
 from onnx_bitnet.inputs import Batch
 
 _FOLDER = "session.model_external_initializers_file_folder_path"
+_PROVIDERS = ("CPUExecutionProvider",)
 _FATAL = 4  # log nothing less: what goes wrong is in the exception already
 
 
@@ -66,24 +68,26 @@ def start(model: ir.Model, path: Path, threads: int = 0) -> Runner:
     options.log_severity_level = _FATAL
     options.intra_op_num_threads = threads
     runtime.register(options)
-    folder = path.parent.resolve()
-    proto = ir.to_proto(model)
-    if ort.__version__.startswith("1.20."):
-        _make_absolute(proto, folder)  # it ignores the entry; later versions refuse absolute paths
-    else:
-        options.add_session_config_entry(_FOLDER, str(folder))
     try:
-        session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = _open(ort, ir.to_proto(model), options, path.parent.resolve())
     except Exception as error:  # onnxruntime's exceptions have no other base
         raise ModelError(f"{path}: onnxruntime cannot open it: {runtime.one_line(error)}") from None
     return Runner(path, session)
 
 
-def _make_absolute(proto: onnx.ModelProto, folder: Path) -> None:
+def _open(ort: Any, proto: onnx.ModelProto, options: Any, folder: Path) -> Any:
+    if not ort.__version__.startswith("1.20."):
+        options.add_session_config_entry(_FOLDER, str(folder))
+        return ort.InferenceSession(proto.SerializeToString(), options, providers=_PROVIDERS)
+    # This version ignores the entry. It takes absolute paths, from a file; later ones refuse them.
     for tensor in _tensors(proto.graph):
         for entry in tensor.external_data:
             if entry.key == "location":
                 entry.value = str(folder / entry.value)
+    with tempfile.TemporaryDirectory() as temporary:
+        file = Path(temporary, "model.onnx")
+        file.write_bytes(proto.SerializeToString())
+        return ort.InferenceSession(str(file), options, providers=_PROVIDERS)
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
