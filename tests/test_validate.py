@@ -284,20 +284,21 @@ def test_constants_of_a_layer_may_come_from_constant_nodes(tmp_path):
 
 
 def test_layers_in_subgraphs_are_listed_last_with_a_note(tmp_path, pair):
-    def branch(y: str, node: onnx.NodeProto) -> onnx.GraphProto:
-        return helper.make_graph([node], y, [], [value(y)])
-
     def model(path: Path, node: onnx.NodeProto, arrays: dict[str, np.ndarray]) -> Path:
-        other = branch("e", helper.make_node("Identity", ["x"], ["e"]))
+        identity = helper.make_node("Identity", ["x"], ["e"])
+        weights = [numpy_helper.from_array(array, f"inner.{name}") for name, array in arrays.items()]
+        node.input[1:] = [f"inner.{name}" for name in node.input[1:]]
+        then = helper.make_graph([node], "then", [], [value("t")], weights)
+        other = helper.make_graph([identity], "else", [], [value("e")])
         nodes = [
-            helper.make_node("If", ["yes"], ["m"], then_branch=branch("t", node), else_branch=other),
+            helper.make_node("If", ["yes"], ["m"], then_branch=then, else_branch=other),
             *onnx.load(pair[1]).graph.node[:-1],
             helper.make_node("Add", ["c", "m"], ["y"]),
         ]
-        return save(path, nodes, constants() | arrays, [value("x"), value("yes", [], TensorProto.BOOL)])
+        return save(path, nodes, constants(), [value("x"), value("yes", [], TensorProto.BOOL)])
 
     tags = {"layer": "inner", "x": "x", "y": "t"}
-    got = model(tmp_path / "got.onnx", packed_node("x", "t", 0, "zeros", tags), {})
+    got = model(tmp_path / "got.onnx", packed_node("x", "t", 0, "zeros", tags), constants())
     reference = model(
         tmp_path / "reference.onnx", helper.make_node("MatMul", ["x", "w"], ["t"]), {"w": FLOAT[0].T.copy()}
     )
