@@ -19,6 +19,13 @@ OLDEST = (1, 20)
 _REGISTERED = "onnx_bitnet.registered"
 _SUFFIXES = {"win32": ".dll", "darwin": ".dylib"}
 _FATAL = 4
+_NOISE = (
+    r"\[ONNXRuntimeError\] : \d+ : \w+ : ",
+    r"^Load model from .* failed: ?",
+    r"^This is an invalid model\. ",
+    r"Exception during initialization: ",
+    r"/onnxruntime_src/\S+:\d+ ",
+)
 
 
 def library_path() -> Path:
@@ -88,8 +95,8 @@ def session(
 def one_line(error: Exception) -> str:
     """Return what onnxruntime says of an error, without its tags, source positions and line breaks."""
     text = " ".join(str(error).split())
-    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
-    text = re.sub(r"(Exception during initialization: )?/onnxruntime_src/\S+ (?:.*\) (?:const )?)?", "", text)
+    for noise in _NOISE:
+        text = re.sub(noise, "", text)
     return text or type(error).__name__
 
 

@@ -28,7 +28,7 @@ static bool read_attributes(bn_node *node, bn_matmul_desc *desc)
     float step;
     if (!bn_read_integer(node, "K", 1, &k) || !bn_read_integer(node, "N", 1, &n) ||
         !bn_read_integer(node, "block_size", 0, &block_size) ||
-        !bn_read_integer(node, "activation_bits", 8, &bits) ||
+        !bn_read_integer(node, "activation_bits", 0, &bits) ||
         !bn_read_float(node, "activation_scale", &step)) {
         return false;
     }

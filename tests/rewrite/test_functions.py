@@ -1,0 +1,118 @@
+"""The function bodies: they must say in standard ops what the packed ops compute."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import packed
+import pytest
+from onnx.reference import ReferenceEvaluator
+
+from onnx_bitnet.rewrite import functions
+
+OPSETS = (11, 12, 13, 15, 17, 18, 20, 21, 23, 24, 25, 26)
+LEVELS = {
+    "disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+
+
+def run(model: onnx.ModelProto, x: np.ndarray, level: str = "all") -> np.ndarray:
+    """Run in stock onnxruntime: without the library."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = LEVELS[level]
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": x})[0]
+
+
+def evaluate(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    with np.errstate(all="ignore"):
+        return ReferenceEvaluator(model).run(None, {"x": x})[0]
+
+
+def assert_close(got: np.ndarray, want: np.ndarray) -> None:
+    assert got.dtype == want.dtype
+    assert got.shape == want.shape
+    tolerance = 1e-5 if want.dtype == np.float32 else 2e-3
+    scale = np.abs(want[np.isfinite(want)]).max(initial=1e-3)
+    np.testing.assert_allclose(got / scale, want / scale, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("bits", [8, 16, 32])
+@pytest.mark.parametrize("opset", OPSETS)
+def test_body_computes_the_op_in_every_opset(opset: int, bits: int):
+    for seed in range(opset, opset + 4):
+        layer = packed.random_case(seed, bits)
+        rank = 1 + seed % 4
+        dtype = np.float16 if opset >= functions.FLOAT16_OPSET and seed % 2 else np.float32
+        model = layer.model(dtype, rank=rank, opset=opset)
+        onnx.checker.check_model(model, full_check=True)
+        x = packed.rows(seed, (*(2, 1, 3)[: rank - 1], layer.k), dtype)
+        want = layer.expected(x)
+        assert_close(evaluate(model, x), want)
+        for level in LEVELS:
+            assert_close(run(model, x, level), want)
+
+
+@pytest.mark.parametrize("opset", [11, 17, 23])
+def test_body_gives_the_shape_of_y_to_shape_inference(opset: int):
+    model = packed.random_case(1, 8).model(rank=3, opset=opset)
+    del model.graph.output[0].type.tensor_type.shape.dim[:]
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    dims = inferred.graph.output[0].type.tensor_type.shape.dim
+    assert [dim.dim_param or dim.dim_value for dim in dims][:2] == ["d0", "d1"]
+
+
+@pytest.mark.parametrize("opset", [11, 17, 18])
+@pytest.mark.parametrize("bits", [8, 16, 32])
+@pytest.mark.parametrize("static", [0.0, 0.02])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_rows_with_nan_or_inf_give_rows_of_nan(opset: int, bits: int, static: float, bad: float):
+    layer = packed.random_layer(np.random.default_rng(0), 5, 9, bits=bits, activation_scale=static)
+    x = packed.rows(0, (3, 9))
+    x[1, 4] = bad
+    want = layer.expected(x)
+    assert np.isnan(want[1]).all()
+    for got in (run(layer.model(opset=opset), x), evaluate(layer.model(opset=opset), x)):
+        assert_close(got, want)
+
+
+@pytest.mark.parametrize("opset", [11, 13, 18])
+@pytest.mark.parametrize("level", LEVELS)
+def test_no_rows_give_no_rows(opset: int, level: str):
+    layer = packed.random_case(3, 8)
+    x = np.zeros((0, layer.k), np.float32)
+    assert run(layer.model(opset=opset), x, level).shape == (0, layer.n)
+
+
+def test_zeros_give_the_bias():
+    layer = packed.random_case(4, 8)
+    y = run(layer.model(), np.zeros((2, layer.k), np.float32))
+    np.testing.assert_array_equal(y, np.stack([layer.bias] * 2))
+
+
+@pytest.mark.parametrize("opset", [11, 17, 18])
+def test_onnxruntime_folds_all_of_the_weight_when_it_loads(opset: int, tmp_path):
+    layer = packed.random_layer(np.random.default_rng(0), 6, 10, planes=2, block_size=4)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.graph_optimization_level = LEVELS["basic"]
+    ort.InferenceSession(layer.model(opset=opset).SerializeToString(), options)
+    graph = onnx.load(tmp_path / "optimized.onnx").graph
+    assert (layer.k, layer.n) in {tuple(tensor.dims) for tensor in graph.initializer}
+    left = {node.op_type for node in graph.node}
+    assert not left & {"BitShift", "Mod", "Pad", "Transpose", "ReduceSum", "EyeLike"}
+
+
+def test_only_listed_opsets_have_bodies():
+    assert all(
+        functions.FUNCTIONS["MatMulI2S"](opset).domain == functions.DOMAIN for opset in functions.OPSETS
+    )
+    for opset in (10, 27):
+        with pytest.raises(ValueError, match=f"opset {opset}: function bodies exist for 11 to 26"):
+            functions.matmul_i2s(opset)
