@@ -1,10 +1,25 @@
-"""Turn a weight matrix into packed codes and scales."""
+"""Turn a weight matrix into packed codes and scales.
+
+Exactly ternary matrices are found by `detect` and packed as they are; all others lose something, and the
+result says how much. The arithmetic is defined in reference.py and done in C; threads share the outputs.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+from onnx_bitnet import _native, scales
+from onnx_bitnet.errors import ModelError
+from onnx_bitnet.formats import FORMATS
+from onnx_bitnet.recipe import Recipe
+
+WEIGHT_TYPES = ("float32", "float16", "bfloat16")
+_DEFAULT_GRANULARITY = {0: "block:128", 4: "block:32", 8: "channel"}  # by integer_bits
 
 
 @dataclass(frozen=True)
@@ -19,8 +34,9 @@ class Quantized:
         weight: uint8 (P, N, row_bytes), canonical packed codes.
         scale: float32 or float16 (P, N or 1, G or 1) with G = ceil(K / block_size).
         zero_point: shape and type of `scale`; 1 for ternary.
-        lossless: `dequantize()` equals the weight it was made from, value for value.
+        lossless: `dequantize()` equals the weight it was made from, value for value, in the weight's type.
         sqnr_db: signal to noise of the weights in dB; None when lossless.
+        zeros: share of the weights that decode to 0.
     """
 
     format: str
@@ -32,3 +48,289 @@ class Quantized:
     zero_point: np.ndarray
     lossless: bool
     sqnr_db: float | None = None
+    zeros: float = 0.0
+
+    @property
+    def planes(self) -> int:
+        """Planes of codes."""
+        return int(self.weight.shape[0])
+
+    @property
+    def granularity(self) -> str:
+        """What shares a scale: `tensor`, `channel` or `block:B`."""
+        if self.block_size:
+            return f"block:{self.block_size}"
+        return "tensor" if self.scale.shape[1] == 1 else "channel"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes, scales and zero points."""
+        return self.weight.nbytes + self.scale.nbytes + self.zero_point.nbytes
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits that a weight takes, scales and zero points included."""
+        return 8 * self.nbytes / (self.n * self.k)
+
+    def codes(self) -> np.ndarray:
+        """Return the codes 0..3 as uint8 (P, N, K)."""
+        return FORMATS[self.format].unpack(self.weight, self.k)
+
+    def dequantize(self, rows: slice = slice(None)) -> np.ndarray:
+        """Return the weight matrix, or some of its rows, as float32 (rows, K)."""
+        first, last, step = rows.indices(self.n)
+        if step != 1:
+            raise ValueError(f"rows {rows} must follow one another")
+        out = np.empty((max(0, last - first), self.k), np.float32)
+        if out.size:
+            scale, zero_point = (
+                _per_group(a, self.k, self.block_size) for a in (self.scale, self.zero_point)
+            )
+            _native.dequantize(self.weight, scale, zero_point, self.k, self.block_size, out, first, last)
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class Exact:
+    """How a matrix is exactly ternary: each group holds only -s, 0 and s.
+
+    Args:
+        block_size: inputs that share a magnitude; 0 means all of K.
+        scale: the magnitudes s, float32 (N or 1, G); 0 for a group of zeros.
+    """
+
+    block_size: int
+    scale: np.ndarray
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """How to pack one layer.
+
+    Args:
+        format: name of the byte layout, see formats.py.
+        granularity: what shares a scale: `tensor`, `channel`, `block:B`, or `auto` for what suits the bits.
+        rounding: `absmean`, `twn` or `mse`, see recipe.Recipe.
+        planes: 1 to 4.
+        levels: 3 or 4.
+        activation_bits: 8, 16 or 32; not used here, but part of the decision.
+        integer_bits: 4 or 8 for symmetric integers stored as 2 or 4 planes; 0 for `planes` of `levels`.
+        exact: what `detect` found; then the fields from granularity to levels and integer_bits do nothing.
+    """
+
+    format: str = "i2s"
+    granularity: str = "auto"
+    rounding: str = "mse"
+    planes: int = 1
+    levels: int = 3
+    activation_bits: int = 16
+    integer_bits: int = 0
+    exact: Exact | None = dataclasses.field(default=None, compare=False)
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe) -> LayerSpec:
+        """Take the per-layer fields of a recipe; `auto` becomes i2s, mse and 16 activation bits."""
+        bits = recipe.activation_bits
+        return cls(
+            format="i2s" if recipe.format == "auto" else recipe.format,
+            granularity=recipe.granularity,
+            rounding="mse" if recipe.rounding == "auto" else recipe.rounding,
+            planes=recipe.planes,
+            levels=recipe.levels,
+            activation_bits=bits if isinstance(bits, int) else 16,
+        )
+
+    @property
+    def settings(self) -> tuple[object, ...]:
+        """What decides, together with the weight, how the packed weight looks."""
+        return (self.format, self.granularity, self.rounding, self.planes, self.levels, self.integer_bits)
+
+
+def quantize(weight: np.ndarray, recipe: Recipe | Mapping[str, Any] | None = None) -> Quantized:
+    """Quantize one matrix of weights.
+
+    A matrix that is exactly ternary per tensor, output or block loses nothing, whatever the recipe says.
+
+    >>> packed = quantize(np.float32([[0.5, 0, -0.5, 0.5]]))
+    >>> packed.lossless, packed.codes().tolist(), packed.scale.tolist()
+    (True, [[[2, 1, 0, 2]]], [[[0.5]]])
+
+    Args:
+        weight: float32, float16 or bfloat16 (N, K): outputs by inputs, of any strides.
+        recipe: granularity, rounding, planes, levels and format; rules do not apply, as there is no name.
+
+    Raises:
+        ModelError: the weight is not such a matrix, is empty, holds NaN or infinity, or is not ternary and
+            the recipe's mode is `lossless`.
+        RecipeError: the recipe is wrong.
+    """
+    recipe = Recipe.parse(recipe)
+    check_weight(weight)
+    exact = detect(weight)
+    if exact is None and recipe.mode == "lossless":
+        raise ModelError("weight: not ternary, and mode 'lossless' packs nothing else; use mode 'ternary'")
+    return quantize_layer(weight, dataclasses.replace(LayerSpec.from_recipe(recipe), exact=exact))
+
+
+def check_weight(weight: np.ndarray, name: str = "weight") -> None:
+    """Raise ModelError unless a weight can be packed: a finite, non-empty matrix of a supported type.
+
+    The message begins with `name`.
+    """
+    if weight.ndim != 2:
+        raise ModelError(f"{name}: weight of shape {weight.shape} is not a matrix; reshape it to (N, K)")
+    if weight.dtype.name not in WEIGHT_TYPES or not weight.dtype.isnative:
+        raise ModelError(
+            f"{name}: weight of type {weight.dtype} cannot be packed; use {', '.join(WEIGHT_TYPES)}"
+        )
+    if weight.size == 0:
+        raise ModelError(f"{name}: weight of shape {weight.shape} is empty; N and K must be at least 1")
+    found = list(scales.over_rows(weight, lambda *rows: _native.weight_nonfinite(weight, *rows)))
+    count = sum(part[0] for part in found)
+    if count:
+        where = next(part[1] for part in found if part[1] is not None)
+        raise ModelError(
+            f"{name}: weight holds {count} NaN or infinite values, the first ({weight[where]}) at "
+            f"output {where[0]}, input {where[1]}; repair the model, or keep this layer with a rule"
+        )
+
+
+def detect(weight: np.ndarray) -> Exact | None:
+    """Find out whether a weight (N, K) is exactly ternary, and with the coarsest groups that will do.
+
+    Tried in this order: the whole matrix, each output, blocks of 256, 128, 64 and 32 inputs. Magnitudes must
+    agree bit for bit; -0.0 counts as 0; a weight with NaN or infinity is not ternary. An ordinary weight costs
+    next to nothing: the search ends at the first 32 inputs that do not fit.
+    """
+    n, k = weight.shape
+    magnitude = np.empty((n, -(-k // 32)), np.float32)
+    if not _native.weight_magnitudes(weight, magnitude, 0, 1):
+        return None
+    if not all(scales.over_rows(weight, lambda *rows: _native.weight_magnitudes(weight, magnitude, *rows))):
+        return None
+    for block_size in (None, 0, 256, 128, 64, 32):
+        groups = _merge(magnitude, block_size)
+        scale = groups.max(axis=-1)
+        if np.all((groups == 0) | (groups == scale[..., None])):
+            return Exact(block_size or 0, scale)
+    return None
+
+
+def _merge(magnitude: np.ndarray, block_size: int | None) -> np.ndarray:
+    """Gather magnitudes by group: (N, G, members); None makes one group of all, 0 one per row."""
+    if block_size is None:
+        return magnitude.reshape(1, 1, -1)
+    members = block_size // 32 or magnitude.shape[1]
+    padded = np.pad(magnitude, [(0, 0), (0, -magnitude.shape[1] % members)])
+    return padded.reshape(magnitude.shape[0], -1, members)
+
+
+def quantize_layer(weight: np.ndarray, spec: LayerSpec) -> Quantized:
+    """Quantize a weight (N, K) that `check_weight` accepts.
+
+    Scales of blocks are stored as float16 when all are normal numbers there (if the spec is exact: when all
+    are the same there) and as float32 otherwise, scales of outputs and tensors always as float32.
+    """
+    if spec.exact is not None:
+        return _pack(weight, spec, spec.exact.block_size, *_exact(spec.exact))
+    granularity = spec.granularity
+    if granularity == "auto":
+        granularity = _DEFAULT_GRANULARITY[spec.integer_bits]
+    if scales.block_size(granularity) >= weight.shape[1]:
+        granularity = "channel"
+    if spec.integer_bits:
+        return _quantize_integer(weight, spec, granularity)
+    for scale_type in _scale_types(granularity):
+        steps = scales.fit_planes(
+            weight,
+            granularity,
+            spec.rounding,
+            levels=spec.levels,
+            planes=spec.planes,
+            scale_type=scale_type,
+        )
+        if steps is not None:
+            break
+    assert steps is not None  # float32 holds every scale
+    return _pack(weight, spec, scales.block_size(granularity), steps, scale_type)
+
+
+def _scale_types(granularity: str) -> tuple[type[np.floating], ...]:
+    return (np.float16, np.float32) if granularity.startswith("block") else (np.float32,)
+
+
+def _exact(exact: Exact) -> tuple[np.ndarray, type[np.floating]]:
+    with np.errstate(over="ignore"):
+        fits = exact.block_size and np.array_equal(
+            exact.scale.astype(np.float16).astype(np.float32), exact.scale
+        )
+    return scales.exact_steps(exact.scale), np.float16 if fits else np.float32
+
+
+def _pack(
+    weight: np.ndarray, spec: LayerSpec, block_size: int, steps: np.ndarray, scale_type: type[np.floating]
+) -> Quantized:
+    packed = _empty(weight, spec, steps.shape[0])
+    list(scales.over_rows(weight, lambda *rows: _native.assign(weight, steps, block_size, packed, *rows)))
+    scale = steps[..., 3].astype(scale_type)
+    return _finish(weight, spec, block_size, packed, scale, np.ones_like(scale))
+
+
+def _quantize_integer(weight: np.ndarray, spec: LayerSpec, granularity: str) -> Quantized:
+    """Planes of base-4 digits of the rounded weights: see reference.quantize_integer."""
+    bits, block_size = spec.integer_bits, scales.block_size(granularity)
+    most = scales.largest(weight, granularity) / np.float32(2 ** (bits - 1) - 1)
+    powers = np.array([[[4**p]] for p in reversed(range(bits // 2))], np.float32)
+    for scale_type in _scale_types(granularity):
+        with np.errstate(over="ignore"):
+            s = most.astype(scale_type).astype(np.float32)
+            s = ((s.view(np.uint32) + np.uint32(0x80)) & np.uint32(0xFFFFFF00)).view(np.float32)
+            scale = (s * powers).astype(scale_type)
+        normal = (s >= np.finfo(scale_type).smallest_normal) & (scale[0] <= np.finfo(scale_type).max)
+        if (normal | (most == 0)).all():
+            break
+    with np.errstate(divide="ignore"):
+        factor = np.float32(1) / s
+    factor[~np.isfinite(factor)] = 0
+    packed = _empty(weight, spec, bits // 2)
+    list(
+        scales.over_rows(
+            weight, lambda *rows: _native.assign_integer(weight, factor, block_size, bits, packed, *rows)
+        )
+    )
+    zero_point = np.zeros_like(scale)
+    zero_point[0] = 2
+    return _finish(weight, spec, block_size, packed, scale, zero_point)
+
+
+def _empty(weight: np.ndarray, spec: LayerSpec, planes: int) -> np.ndarray:
+    return np.empty((planes, weight.shape[0], FORMATS[spec.format].row_bytes(weight.shape[1])), np.uint8)
+
+
+def _finish(
+    weight: np.ndarray,
+    spec: LayerSpec,
+    block_size: int,
+    packed: np.ndarray,
+    scale: np.ndarray,
+    zero_point: np.ndarray,
+) -> Quantized:
+    """Decode what was packed and compare it with the weight."""
+    n, k = weight.shape
+    spread_scale, spread_zero = (_per_group(a, k, block_size) for a in (scale, zero_point))
+
+    def compare(first: int, last: int) -> tuple[float, float, int, int]:
+        return _native.compare(weight, packed, spread_scale, spread_zero, block_size, first, last)
+
+    parts = scales.over_rows(weight, compare)
+    error, signal, different, zeros = (sum(values) for values in zip(*parts, strict=True))
+    lossless = different == 0
+    sqnr_db = None if lossless else float(10 * np.log10(signal / error))
+    return Quantized(
+        spec.format, n, k, block_size, packed, scale, zero_point, lossless, sqnr_db, zeros / (n * k)
+    )
+
+
+def _per_group(values: np.ndarray, k: int, block_size: int) -> np.ndarray:
+    groups = -(-k // (block_size or k))
+    return np.ascontiguousarray(np.broadcast_to(values, (*values.shape[:2], groups)), np.float32)

@@ -270,7 +270,8 @@ def fit_group(
     low = np.float32(0.7) * mean
     high = np.float32(3) * low if levels == 4 else inf
     t = assign(w, sign, low, high, inf)
-    scale = _store(np.float32(sign * math.fsum(sign * w * t) / (t * t).sum()), scale_type)
+    mean_of_levels = math.fsum(sign * w * t) / max(1.0, math.fsum(t * t))
+    scale = _store(sign * np.float32(mean_of_levels), scale_type)
     return sign, low, high, scale
 
 

@@ -1,0 +1,287 @@
+"""Choose the scales and thresholds with which a weight matrix is quantized; reference.py defines the results.
+
+A step is what the C code needs to quantize a group of weights that share a scale: (factor, low, high, scale),
+see ext/quantize.h. Steps come as float32 (P, N or 1, G, 4), with one row when all outputs share their scales.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from onnx_bitnet import _native, recipe
+
+T = TypeVar("T")
+
+_CHUNK = 1 << 19  # weights: some hundred microseconds of work
+_MAX_HISTOGRAMS = 16  # at a time in memory: 1 MiB each, or 8 MiB when refined
+_SLOTS = 16
+_BINS = 1 << 16
+_INF = np.float32(np.inf)
+
+
+def over_rows(
+    weight: np.ndarray, work: Callable[[int, int], T], max_chunks: int | None = None
+) -> Iterator[T]:
+    """Yield work(first, last) for ranges of rows in order, computed by threads.
+
+    The ranges depend on the shape alone, so results are the same on every machine.
+    """
+    n, k = weight.shape
+    step = -(-_CHUNK // k)
+    if max_chunks is not None:
+        step = max(step, -(-n // max_chunks))
+    step = -(-step // 32) * 32  # rows that share cache lines in a transposed matrix stay together
+    if step >= n:
+        yield work(0, n)
+        return
+    with ThreadPoolExecutor(_cpus()) as pool:
+        yield from pool.map(lambda first: work(first, min(n, first + step)), range(0, n, step))
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def fit_planes(
+    weight: np.ndarray,
+    granularity: str,
+    rounding: str,
+    *,
+    levels: int,
+    planes: int,
+    scale_type: type[np.floating],
+) -> np.ndarray | None:
+    """Return the steps of all planes, each fitted to what the planes before it leave.
+
+    Scales are rounded to `scale_type` before the codes are chosen. None if one is not a normal number of it.
+    """
+    rows = 1 if granularity == "tensor" else weight.shape[0]
+    steps = np.empty((0, rows, group_count(weight, granularity), 4), np.float32)
+    for _ in range(planes):
+        if rounding == "mse":
+            scale = _store(_least_squares(weight, steps, granularity, levels), scale_type)
+            step = _nearest(scale, levels)
+        else:
+            step = _fit_mean(weight, steps, granularity, rounding, levels, scale_type)
+        if np.isnan(step).any():
+            return None
+        steps = np.concatenate([steps, step[None]])
+    return steps
+
+
+def largest(weight: np.ndarray, granularity: str) -> np.ndarray:
+    """Return max|w| of each group as float32 (N or 1, G)."""
+    groups = group_count(weight, granularity)
+    moments = _moments(weight, np.empty((0, 1, groups, 4), np.float32), granularity)
+    most: np.ndarray = np.maximum(moments[..., 2], -moments[..., 1])
+    return most.astype(np.float32)
+
+
+def block_size(granularity: str) -> int:
+    """Return B of `block:B`, and 0 for `tensor` and `channel`."""
+    return recipe.block_size(granularity) or 0
+
+
+def group_count(weight: np.ndarray, granularity: str) -> int:
+    """Return how many groups a row has."""
+    k: int = weight.shape[1]
+    return -(-k // (block_size(granularity) or k))
+
+
+def exact_steps(scale: np.ndarray) -> np.ndarray:
+    """Return the steps (1, N or 1, G, 4) that give a matrix of -scale, 0 and scale its codes."""
+    return _nearest(scale, 3)[None]
+
+
+def _nearest(scale: np.ndarray, levels: int) -> np.ndarray:
+    """Return the steps that take the nearest level of scale * {-1, 0, 1} or scale * {-1, 0, 1, 2}."""
+    size = np.abs(scale)
+    high = size * np.float32(1.5) if levels == 4 else np.full_like(size, _INF)
+    return np.stack([np.sign(scale), size * np.float32(0.5), high, scale], axis=-1)
+
+
+def _store(scale: np.ndarray, scale_type: type[np.floating]) -> np.ndarray:
+    """Round float32 scales to a type; NaN where the result is neither normal nor 0."""
+    if scale_type is np.float32:
+        return scale
+    with np.errstate(over="ignore"):
+        stored = scale.astype(scale_type).astype(np.float32)
+    limits = np.finfo(scale_type)
+    fits = (np.abs(stored) >= limits.smallest_normal) & (np.abs(stored) <= limits.max) | (scale == 0)
+    return np.where(fits, stored, np.float32(np.nan))
+
+
+def _fit_mean(
+    weight: np.ndarray,
+    steps: np.ndarray,
+    granularity: str,
+    rounding: str,
+    levels: int,
+    scale_type: type[np.floating],
+) -> np.ndarray:
+    """Fit the next plane by the rules that start from mean|w|: absmean and twn."""
+    moments = _moments(weight, steps, granularity)
+    mean = (moments[..., 0] / _group_sizes(weight, granularity)).astype(np.float32)
+    flip = (levels == 4) & (-moments[..., 1] > moments[..., 2])
+    sign = np.where(flip, np.float32(-1), np.float32(1))
+    if rounding == "absmean":
+        scale = _store(sign * np.maximum(mean, np.float32(1e-5)), scale_type)
+        factor, low = np.float32(1) / scale, np.full_like(mean, 0.5)
+    else:
+        factor, low = sign, np.float32(0.7) * mean
+    high = np.float32(3) * low if levels == 4 else np.full_like(low, _INF)
+    if rounding == "twn":
+        trial = np.stack([factor, low, high, low], axis=-1)
+        a, b = _products(weight, np.concatenate([steps, trial[None]]), granularity)
+        scale = _store((sign * a / np.maximum(b, 1)).astype(np.float32), scale_type)
+    step = np.stack([factor, low, high, scale], axis=-1)
+    step[moments[..., 0] == 0] = [0, 0, np.inf, 0]
+    return step
+
+
+def _group_sizes(weight: np.ndarray, granularity: str) -> np.ndarray:
+    if granularity == "tensor":
+        return np.array([weight.size], np.float64)
+    k = weight.shape[1]
+    starts = np.arange(0, k, block_size(granularity) or k)
+    return np.diff(starts, append=k).astype(np.float64)
+
+
+def _moments(weight: np.ndarray, steps: np.ndarray, granularity: str) -> np.ndarray:
+    """Return float64 (N or 1, G, 3): sum|r|, least and greatest r, r what the planes of `steps` leave."""
+    size = block_size(granularity)
+    out = np.empty((weight.shape[0], steps.shape[2], 3))
+    list(over_rows(weight, lambda *rows: _native.moments(weight, steps, size, out, *rows)))
+    if granularity == "tensor":
+        out = np.array([[[out[..., 0].sum(), out[..., 1].min(), out[..., 2].max()]]])
+    return out
+
+
+def _products(weight: np.ndarray, steps: np.ndarray, granularity: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return A and B, float64 (N or 1, G), of the last plane of `steps`: see ext/quantize.h."""
+    size = block_size(granularity)
+    out = np.empty((weight.shape[0], steps.shape[2], 2))
+    list(over_rows(weight, lambda *rows: _native.products(weight, steps, size, out, *rows)))
+    if granularity == "tensor":
+        out = out.sum(axis=0, keepdims=True)
+    return out[..., 0], out[..., 1]
+
+
+def _least_squares(weight: np.ndarray, steps: np.ndarray, granularity: str, levels: int) -> np.ndarray:
+    if granularity == "tensor":
+        return np.array([[_least_squares_of_all(weight, steps, levels)]], np.float32)
+    size = block_size(granularity)
+    out = np.empty((weight.shape[0], steps.shape[2], 1), np.float32)
+    list(over_rows(weight, lambda *rows: _native.least_squares(weight, steps, size, levels, out, *rows)))
+    return out[..., 0]
+
+
+def _least_squares_of_all(weight: np.ndarray, steps: np.ndarray, levels: int) -> float:
+    """Find the optimum for a whole matrix without sorting it.
+
+    1. Count the weights by the upper 16 bits of their float32 pattern. The sum in each bin is exact too.
+    2. Find the bins in which a threshold of the optimum may lie: few, see `_undecided`.
+    3. Count the weights of these bins by the lower 16 bits: now their values are known.
+    4. Sweep over the known values and, for each other bin, its mean: as no threshold of the optimum cuts such
+       a bin, all its weights get the same code, and count times mean is their exact sum.
+    """
+    parts = over_rows(
+        weight, lambda *rows: np.stack(_native.histogram(weight, steps, *rows)), _MAX_HISTOGRAMS
+    )
+    total = sum(parts, start=np.zeros((2, _BINS), np.uint64))
+    bins = np.flatnonzero(total[0])
+    count, low = total[:, bins].astype(np.float64)
+    base, top = _magnitude(bins << 16), _magnitude((bins << 16) + (1 << 16))
+    values = _Values(base + (top - base) * (low / count / _BINS), count, bins >= _BINS // 2)
+    known = (low == 0) | (count == 1)
+    base, top = np.where(known, values.magnitude, base), np.where(known, values.magnitude, top)
+    refine = np.flatnonzero(_undecided(base, top, values, levels) & ~known)
+    swept = [values.without(refine)]
+    for start in range(0, refine.size, _SLOTS):
+        swept.append(_refined(weight, steps, bins[refine[start : start + _SLOTS]]))
+    return _best_scale(_Values(*(np.concatenate(part) for part in zip(*swept, strict=True))), levels)
+
+
+class _Values(NamedTuple):
+    """Distinct weights: magnitude and how many times (float64), and whether they are negative."""
+
+    magnitude: np.ndarray
+    times: np.ndarray
+    negative: np.ndarray
+
+    def without(self, index: np.ndarray) -> _Values:
+        return _Values(*(np.delete(part, index) for part in self))
+
+
+def _magnitude(pattern: np.ndarray) -> np.ndarray:
+    """Return the magnitudes of float32 patterns as float64; that of Inf, an upper bound, is 2^128."""
+    bits = pattern & 0x7FFFFFFF
+    values = bits.astype(np.uint32).view(np.float32).astype(np.float64)
+    return np.where(bits == 0x7F800000, 2.0**128, values)
+
+
+def _refined(weight: np.ndarray, steps: np.ndarray, bins: np.ndarray) -> _Values:
+    """Return the weights in some bins by value."""
+    slot = np.full(_BINS, -1, np.int32)
+    slot[bins] = np.arange(bins.size)
+    parts = over_rows(
+        weight, lambda *rows: _native.histogram_low(weight, steps, slot, *rows), _MAX_HISTOGRAMS
+    )
+    count = sum(parts, start=np.zeros((bins.size, _BINS), np.uint64))
+    which, low = np.nonzero(count)
+    pattern = bins[which] << 16 | low
+    return _Values(_magnitude(pattern), count[which, low].astype(np.float64), bins[which] >= _BINS // 2)
+
+
+def _undecided(low: np.ndarray, high: np.ndarray, values: _Values, levels: int) -> np.ndarray:
+    """Return which bins, of magnitudes low .. high, a threshold of the least-squares optimum may cut.
+
+    As scale s falls, a weight joins level 1 at s = 2|w|, which adds |w| to A = sum(t w) and 1 to B = sum(t^2), and
+    level 2 at s = 2w/3, which adds w and 3. At the optimum s = A / B. While s is in the range of one bin, the
+    bins above have joined and those below have not: this bounds A, B and so A / B. A bin is out when no s in its
+    range can equal A / B.
+    """
+    undecided = np.zeros(low.size, bool)
+    for flip in (False, True)[: levels - 2]:
+        second = np.flatnonzero(values.negative == flip) if levels == 4 else np.empty(0, np.intp)
+        start = np.concatenate([2 * low, low[second] * (2 / 3)])
+        stop = np.concatenate([2 * high, high[second] * (2 / 3)])
+        add = np.stack([values.times * values.magnitude, values.times])
+        add = np.concatenate([add, add[:, second] * [[1], [3]]], axis=1)
+        joined = _sum_from(start, add, stop * (1 + 1e-9))
+        possible = _sum_from(stop, add, start * (1 - 1e-9))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            within = (joined[0] / possible[1] <= stop * (1 + 1e-9)) & (
+                possible[0] >= joined[1] * start * (1 - 1e-9)
+            )
+        undecided |= within[: low.size]
+        undecided[second] |= within[low.size :]
+    return undecided
+
+
+def _sum_from(key: np.ndarray, add: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Return for each `at` the sum of `add` (2, count) over all key >= at."""
+    order = np.argsort(key)
+    sums = np.cumsum(add[:, order[::-1]], axis=1)[:, ::-1]
+    return np.pad(sums, [(0, 0), (0, 1)])[:, np.searchsorted(key[order], at)]
+
+
+def _best_scale(values: _Values, levels: int) -> float:
+    """Sweep over values that occur `count` times each, as reference.least_squares does over single ones."""
+    magnitude, count, negative = values
+    best_gain, best = -1.0, 0.0
+    for flip in (False, True)[: levels - 2]:
+        second = (negative == flip) & (magnitude > 0) if levels == 4 else np.zeros(count.size, bool)
+        event = np.concatenate([magnitude, magnitude[second] / 3])
+        order = np.argsort(-event, kind="stable")
+        a = np.cumsum(np.concatenate([magnitude * count, magnitude[second] * count[second]])[order])
+        b = np.cumsum(np.concatenate([count, 3 * count[second]])[order])
+        i = np.argmax(a * a / b)
+        if a[i] * a[i] / b[i] > best_gain:
+            best_gain, best = float(a[i] * a[i] / b[i]), float(-a[i] / b[i] if flip else a[i] / b[i])
+    return best
