@@ -58,7 +58,7 @@ def test_file_runs_without_the_library(converted, feeds, run_stock):
     onnx.checker.check_model(path, full_check=True)
     (packed,) = bn.session(path).run(None, feeds)
     (stock,) = run_stock(path, feeds)
-    (reference,) = ReferenceEvaluator(path).run(None, feeds)
+    (reference,) = ReferenceEvaluator(str(path)).run(None, feeds)
     for logits in (stock, reference):
         np.testing.assert_array_equal(logits.argmax(axis=1), packed.argmax(axis=1))
         np.testing.assert_allclose(logits, packed, atol=2e-4)
@@ -80,4 +80,7 @@ def test_conversion_is_reproducible(converted, digits_model, tmp_path):
 def test_validation_finds_the_models_equal(converted, digits_model, feeds, tmp_path):
     np.savez(tmp_path / "test.npz", **feeds)
     result = bn.validate(digits_model, converted[1], tmp_path / "test.npz")
-    assert result is not None
+    assert result.passes(min_sqnr=60, min_cosine=0.99999)
+    assert result.outputs[0].metrics.top1 == 1
+    assert {layer.name for layer in result.layers} == {"hidden.0", "hidden.1"}
+    assert all(layer.local.sqnr_db > 60 for layer in result.layers)

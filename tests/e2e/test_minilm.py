@@ -74,3 +74,12 @@ def test_native_ternary_weights_convert_losslessly(minilm_ternary_model, minilm_
     _, expected = run_stock(minilm_ternary_model, minilm_feeds)
     _, embedding = bn.session(path).run(None, minilm_feeds)
     assert cosine(embedding, expected).min() > 0.9999
+
+
+def test_validation_says_what_ternary_costs(ternary, minilm_model, minilm_feeds):
+    result = bn.validate(minilm_model, ternary[1], minilm_feeds)
+    assert not result.passes(min_cosine=0.9)
+    assert result.passes(min_cosine=0)
+    assert [output.name for output in result.outputs] == ["last_hidden_state", "sentence_embedding"]
+    assert len(result.layers) == 36
+    assert all(layer.local is not None and layer.accumulated is not None for layer in result.layers)
