@@ -12,15 +12,13 @@ import onnx_ir as ir
 
 from onnx_bitnet import files
 from onnx_bitnet.errors import ModelError
-from onnx_bitnet.feeds import open_feeds
+from onnx_bitnet.feeds import Feeds, open_feeds
 from onnx_bitnet.inputs import Batch, model_inputs
 from onnx_bitnet.metrics import Accumulator, Metrics
 from onnx_bitnet.runner import Runner, start
 from onnx_bitnet.taps import Tap, expose, find_taps, layers_alone, output_name
 
 SCHEMA = "onnx_bitnet.validation/1"
-
-_HINT = "; random feeds may not suit this model: give data, or sizes of its dimensions with dims"
 
 Progress = Callable[[int, int, str], None]
 
@@ -174,7 +172,7 @@ def validate(
     for batch in feeds:
         if progress:
             progress(batches, feeds.count, f"batch {batches}")
-        comparison.add(batch, f"batch {batches} of {feeds.description}", _HINT if feeds.random else "")
+        comparison.add(batch, f"batch {batches} of {feeds.description}", _hint(feeds))
         batches += 1
     if progress:
         progress(batches, batches, "done")
@@ -188,6 +186,17 @@ def validate(
         comparison.layers(),
         notes,
     )
+
+
+def _hint(feeds: Feeds) -> str:
+    """Return what to do if a model fails on these feeds."""
+    if not feeds.random:
+        return ""
+    symbols = dict.fromkeys(
+        size for item in feeds.inputs for size in item.shape or () if isinstance(size, str)
+    )
+    sizes = f", or sizes (dims) of {', '.join(symbols)}" if symbols else ""
+    return f"; random feeds may not suit it: give data{sizes}"
 
 
 def _check_same_ends(reference: files.ModelFile, got: files.ModelFile) -> None:
