@@ -1,1 +1,34 @@
-"""Few-bit neural networks in ONNX Runtime on CPUs: convert, run, validate."""
+"""Few-bit neural networks in ONNX Runtime on CPUs: convert, run, validate.
+
+>>> import onnx_bitnet as bn
+>>> report = bn.convert("model.onnx", "model.bitnet.onnx")          # doctest: +SKIP
+>>> session = bn.session("model.bitnet.onnx")                       # doctest: +SKIP
+>>> result = bn.validate("model.onnx", "model.bitnet.onnx")         # doctest: +SKIP
+"""
+
+from onnx_bitnet.convert import convert, plan
+from onnx_bitnet.errors import BitNetError
+from onnx_bitnet.kernels import Kernel, kernels
+from onnx_bitnet.quantize import Quantized, quantize
+from onnx_bitnet.recipe import Recipe, Rule
+from onnx_bitnet.report import Report
+from onnx_bitnet.runtime import library_path, register, session
+from onnx_bitnet.validate import Validation, validate
+
+__all__ = [
+    "BitNetError",
+    "Kernel",
+    "Quantized",
+    "Recipe",
+    "Report",
+    "Rule",
+    "Validation",
+    "convert",
+    "kernels",
+    "library_path",
+    "plan",
+    "quantize",
+    "register",
+    "session",
+    "validate",
+]

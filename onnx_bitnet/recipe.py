@@ -19,7 +19,7 @@ MODES = ("auto", "lossless", "ternary")
 FORMATS = ("auto", "i2s")
 ROUNDINGS = ("auto", "absmean", "twn", "mse")
 ACTIONS = ("keep", "int4", "int8")
-_OVERRIDABLE = ("format", "granularity", "rounding", "planes", "levels", "activation_bits")
+_OVERRIDABLE = ("mode", "format", "granularity", "rounding", "planes", "levels", "activation_bits")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Rule:
         op_type: ONNX operator the layer was exported as, for example `Gemm`.
         min_size: smallest number of weights.
         action: `keep` leaves the layer float; `int4` and `int8` store exact 4- or 8-bit codes as planes.
-        overrides: recipe fields for these layers: format, granularity, rounding, planes, levels, activation_bits.
+        overrides: recipe fields for these layers: mode, format, granularity, rounding, planes, levels,
+            activation_bits.
     """
 
     match: str = "*"
@@ -49,9 +50,7 @@ class Rule:
             )
         for key in self.overrides:
             if key not in _OVERRIDABLE:
-                raise RecipeError(
-                    f"rule {self.match!r}: cannot override {key!r}{_near(key, _OVERRIDABLE)}"
-                )
+                raise RecipeError(f"rule {self.match!r}: cannot override {key!r}{_near(key, _OVERRIDABLE)}")
         if self.match.startswith("re:"):
             try:
                 re.compile(self.match[3:])
@@ -130,10 +129,13 @@ class Recipe:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rules", tuple(Rule.parse(rule) for rule in self.rules))
-        _one_of("mode", self.mode, MODES)
         check_layer_fields(dataclasses.asdict(self))
         for rule in self.rules:
             check_layer_fields(rule.overrides)
+            if self.mode == "lossless" and (rule.action in ("int4", "int8") or "mode" in rule.overrides):
+                raise RecipeError(
+                    f"rule {rule.match!r}: mode 'lossless' changes no value; use mode 'auto' with this rule"
+                )
 
     def replace(self, **changes: Any) -> Recipe:
         """Return a copy with some fields changed."""
@@ -167,6 +169,8 @@ class Recipe:
 
 def check_layer_fields(fields: Mapping[str, Any]) -> None:
     """Raise RecipeError unless the values of the per-layer fields present are legal."""
+    if "mode" in fields:
+        _one_of("mode", fields["mode"], MODES)
     if "format" in fields:
         _one_of("format", fields["format"], FORMATS)
     if "rounding" in fields:

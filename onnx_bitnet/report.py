@@ -54,11 +54,11 @@ _EXPLANATIONS = {
     Reason.WEIGHT_NOT_EVALUATED: "the constant subgraph behind the weight could not be evaluated",
     Reason.ACTIVATION_TYPE: "the activations are neither float32 nor float16",
     Reason.RANK_UNKNOWN: "the rank of the activations is not known; run shape inference first",
-    Reason.CONV_NOT_POINTWISE: "only 1x1 convolutions with stride 1, no padding and one group are linear layers",
+    Reason.CONV_NOT_POINTWISE: "only 1x1 convolutions of stride 1 without padding or groups are linear",
     Reason.EINSUM_NOT_LINEAR: "the equation is not a product with one constant matrix",
     Reason.TRANSPOSED_BATCH: "the batch dimensions are transposed",
     Reason.OPSET_TOO_OLD: "the model's opset is too old; upgrade it with onnx.version_converter",
-    Reason.OPSET_TOO_NEW: "the model's opset is newer than this version of onnx_bitnet; export with an older one",
+    Reason.OPSET_TOO_NEW: "the model's opset is newer than this onnx_bitnet; export with an older one",
     Reason.ALREADY_QUANTIZED: "it is an integer product already",
 }
 

@@ -1,0 +1,232 @@
+"""The command `onnx-bitnet`: parse, call, print. Results on stdout, progress and errors on stderr."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+import onnx_bitnet as bn
+from onnx_bitnet import tables
+from onnx_bitnet.doctor import examine
+from onnx_bitnet.errors import BitNetError, RecipeError
+from onnx_bitnet.inspection import inspect as inspect_file
+from onnx_bitnet.recipe import Recipe
+
+FAILURE, GATE_FAILED, INTERRUPTED = 1, 3, 130
+
+app = typer.Typer(
+    help="Turn the linear layers of ONNX models into few-bit ones and run them fast on CPUs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out, err = Console(), Console(stderr=True)
+
+Source = Annotated[Path, typer.Argument(help="an ONNX model", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="one JSON document on stdout")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="every layer, not only the summary")]
+Threads = Annotated[int, typer.Option(help="threads for onnxruntime; 0 lets it choose")]
+
+RecipeFile = Annotated[Path | None, typer.Option("--recipe", help=".toml or .json; the options below win")]
+Mode = Annotated[str | None, typer.Option(help="auto, lossless or ternary")]
+Format = Annotated[str | None, typer.Option(help="auto or i2s")]
+Granularity = Annotated[str | None, typer.Option(help="auto, tensor, channel or block:B")]
+Rounding = Annotated[str | None, typer.Option(help="auto, absmean, twn or mse")]
+Planes = Annotated[int | None, typer.Option(help="planes of codes, 1 to 4")]
+Levels = Annotated[int | None, typer.Option(help="3 (ternary) or 4 codes")]
+ActivationBits = Annotated[str | None, typer.Option(help="auto, 8, 16 or 32")]
+Keep = Annotated[list[str] | None, typer.Option(help="layers to leave float: a glob, or re: and a regex")]
+KeepFirst = Annotated[bool | None, typer.Option("--keep-first", help="leave the first layer float")]
+KeepLast = Annotated[bool | None, typer.Option("--keep-last", help="leave the last layer float")]
+
+
+@app.command()
+def convert(
+    ctx: typer.Context,
+    source: Source,
+    output: Annotated[
+        Path | None, typer.Argument(help="default: the input's name with .bitnet.onnx", show_default=False)
+    ] = None,
+    recipe: RecipeFile = None,
+    mode: Mode = None,
+    format: Format = None,
+    granularity: Granularity = None,
+    rounding: Rounding = None,
+    planes: Planes = None,
+    levels: Levels = None,
+    activation_bits: ActivationBits = None,
+    keep: Keep = None,
+    keep_first: KeepFirst = None,
+    keep_last: KeepLast = None,
+    force: Annotated[bool, typer.Option("--force", help="overwrite the output")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="exit with 4 if a layer is refused")] = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Pack a model's linear layers, write the result and check it."""
+    with _errors(), _progress("converting") as progress:
+        report = bn.convert(
+            source,
+            output or source.with_name(f"{source.stem}.bitnet.onnx"),
+            _recipe(ctx.params),
+            force=force,
+            strict=strict,
+            progress=progress,
+        )
+    _show(report.to_dict() if as_json else tables.report(report, verbose=verbose))
+
+
+@app.command()
+def plan(
+    ctx: typer.Context,
+    source: Source,
+    recipe: RecipeFile = None,
+    mode: Mode = None,
+    format: Format = None,
+    granularity: Granularity = None,
+    rounding: Rounding = None,
+    planes: Planes = None,
+    levels: Levels = None,
+    activation_bits: ActivationBits = None,
+    keep: Keep = None,
+    keep_first: KeepFirst = None,
+    keep_last: KeepLast = None,
+    as_json: AsJson = False,
+    verbose: Verbose = True,
+) -> None:
+    """Say what convert would do to each layer, and write nothing."""
+    with _errors(), _progress("planning") as progress:
+        report = bn.plan(source, _recipe(ctx.params), progress=progress)
+    _show(report.to_dict() if as_json else tables.report(report, verbose=verbose))
+
+
+@app.command()
+def inspect(file: Source, as_json: AsJson = False) -> None:
+    """Show what a model file holds: packed layers, and linear layers that are still float."""
+    with _errors():
+        inspection = inspect_file(file)
+    _show(inspection.to_dict() if as_json else tables.inspection(inspection))
+
+
+@app.command()
+def validate(
+    reference: Annotated[Path, typer.Argument(help="the float model", show_default=False)],
+    got: Annotated[Path, typer.Argument(help="the converted model", show_default=False)],
+    data: Annotated[
+        Path | None,
+        typer.Option(help=".npz, a folder of them, or ONNX test_data_set folders; default: random feeds"),
+    ] = None,
+    min_sqnr: Annotated[float | None, typer.Option(help="gate: dB that every output must reach")] = None,
+    min_cosine: Annotated[
+        float | None, typer.Option(help="gate: cosine that every output must reach")
+    ] = None,
+    dim: Annotated[
+        list[str] | None, typer.Option(help="NAME=SIZE of a symbolic dimension of random feeds")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="of random feeds")] = 0,
+    threads: Threads = 0,
+    layers: Annotated[bool, typer.Option(help="also compare each converted layer")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Run two models on the same data and measure how far apart their results are."""
+    with _errors(), _progress("validating") as progress:
+        result = bn.validate(
+            reference,
+            got,
+            data,
+            threads=threads,
+            seed=seed,
+            dims=_dims(dim),
+            layers=layers,
+            progress=progress,
+        )
+    _show(result.to_dict() if as_json else tables.validation(result))
+    failures = result.failures(min_sqnr=min_sqnr, min_cosine=min_cosine)
+    if failures:
+        err.print(f"gate failed: {'; '.join(failures)}", style="red", markup=False, highlight=False)
+        raise typer.Exit(GATE_FAILED)
+
+
+@app.command()
+def kernels(as_json: AsJson = False) -> None:
+    """List every compiled kernel, which of them run on this CPU, and which are chosen."""
+    with _errors():
+        listed = bn.kernels()
+    _show(tables.kernels_document(listed) if as_json else tables.kernels(listed))
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Check this installation: CPU, kernels against the oracle, onnxruntime and the op library."""
+    with _errors():
+        checks = examine()
+    _show(tables.doctor_document(checks) if as_json else tables.doctor(checks))
+    if not all(check.ok for check in checks):
+        raise typer.Exit(FAILURE)
+
+
+def main() -> NoReturn:
+    """Run the command line; the process ends with design section 5's exit codes."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that staged files go away
+    app()
+    sys.exit(0)
+
+
+def _recipe(options: dict[str, Any]) -> Recipe:
+    fields = {field.name for field in dataclasses.fields(Recipe)}
+    given = {name: value for name, value in options.items() if name in fields and value is not None}
+    if str(given.get("activation_bits")).isdecimal():
+        given["activation_bits"] = int(given["activation_bits"])
+    base = Recipe.parse(options["recipe"])
+    kept = tuple((match, "keep") for match in options["keep"] or ())
+    return base.replace(rules=(*kept, *base.rules), **given)
+
+
+def _dims(given: list[str] | None) -> dict[str, int]:
+    pairs = [item.partition("=") for item in given or ()]
+    for name, _, size in pairs:
+        if not name or not size.isdecimal():
+            raise RecipeError(f"--dim {name}={size}: write NAME=SIZE, for example --dim batch=4")
+    return {name: int(size) for name, _, size in pairs}
+
+
+def _show(what: dict[str, Any] | tables.Output) -> None:
+    if isinstance(what, dict):
+        out.file.write(json.dumps(what, indent=2, allow_nan=False) + "\n")
+        return
+    for part in what:
+        out.print(part, soft_wrap=isinstance(part, str), markup=False, highlight=False)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
+    except BitNetError as error:
+        err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        err.print("interrupted; nothing was written")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+@contextmanager
+def _progress(verb: str) -> Iterator[Callable[[int, int, str], None]]:
+    columns = (TextColumn(verb), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+
+        def update(done: int, total: int, name: str) -> None:
+            bar.update(task, completed=done, total=total, description=name)
+
+        yield update

@@ -1,0 +1,207 @@
+"""Convert a model: the only place that knows the order of the steps."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from onnx_bitnet import files
+from onnx_bitnet.decide import Keep, check_rules, decide, keep_unseen
+from onnx_bitnet.errors import Refused
+from onnx_bitnet.quantize import Quantized, quantize_layer
+from onnx_bitnet.recipe import Recipe
+from onnx_bitnet.report import Layer, Reason, Report
+from onnx_bitnet.rewrite.cleanup import cleanup
+from onnx_bitnet.rewrite.records import Linear, Refusal
+from onnx_bitnet.rewrite.replace import Shared, replace
+from onnx_bitnet.rewrite.scan import inline_weight_arguments, scan
+from onnx_bitnet.verify import verify
+
+Progress = Callable[[int, int, str], None]
+
+# What `strict` does not complain about: the user asked for it, or there is no weight that could be packed.
+_EXPECTED = {Reason.KEPT_BY_RULE, Reason.KEPT_FIRST, Reason.KEPT_LAST, Reason.WEIGHT_NOT_CONSTANT}
+
+
+def convert(
+    source: str | Path,
+    output: str | Path,
+    recipe: Recipe | Mapping[str, Any] | str | Path | None = None,
+    *,
+    data: object = None,
+    force: bool = False,
+    strict: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Convert a model's linear layers to packed ops and write it to a new file.
+
+    The input is never changed. The output, and its data file when the weights are large, appear only after
+    they have been read back and checked.
+
+    Args:
+        source: an ONNX model.
+        output: where to write; weights of more than 1 MiB go to `<output>.data` beside it.
+        recipe: a Recipe, a dict of its fields, or a path to a `.toml` or `.json` file; None for the defaults.
+        data: calibration feeds. No step of this version needs any; the report says so when some are given.
+        force: overwrite existing output files.
+        strict: raise Refused, and write nothing, if a layer with a constant weight cannot be packed.
+        progress: called as progress(done, total, layer name) before each layer and once at the end.
+
+    Returns:
+        What became of each linear layer.
+
+    Raises:
+        RecipeError: the recipe is wrong, or one of its rules matches nothing.
+        ModelError: the model, its external data or a weight cannot be used.
+        OutputError: the output exists, cannot be written, or does not read back as meant.
+        Refused: see strict.
+    """
+    recipe, output = Recipe.parse(recipe), Path(output)
+    file = files.read(source)
+    files.check_output(file, output, force=force)
+    inline_weight_arguments(file.model)
+    packed: dict[str, Quantized] = {}
+    layers = []
+    shared = Shared.of(file.model)
+    for step in _walk(file.model, recipe, progress):
+        layers.append(step.layer)
+        if step.linear is not None and step.quantized is not None:
+            packed[step.linear.name] = step.quantized
+            bits = step.layer.activation_bits
+            replace(file.model, step.linear, step.quantized, activation_bits=bits, shared=shared)
+    if strict:
+        _refuse(layers)
+    cleanup(file.model)
+    file.model.metadata_props["onnx_bitnet.version"] = version("onnx-bitnet")
+    file.model.metadata_props["onnx_bitnet.recipe"] = json.dumps(recipe.to_dict(), sort_keys=True)
+    with files.staged(file.model, output) as written:
+        verify(written, packed)
+    nbytes = sum(path.stat().st_size for path in (output, files.data_path(output)) if path.exists())
+    notes = _notes(recipe, layers, data)
+    return Report(str(source), str(output), recipe.to_dict(), tuple(layers), notes, file.nbytes, nbytes)
+
+
+def plan(
+    source: str | Path,
+    recipe: Recipe | Mapping[str, Any] | str | Path | None = None,
+    *,
+    data: object = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Say what `convert` would do to each layer, without writing anything.
+
+    The report's output_bytes is a prediction: the input's size less the weights that would be packed, plus
+    their packed bytes. Arguments and errors are those of `convert`.
+    """
+    recipe = Recipe.parse(recipe)
+    file = files.read(source)
+    inline_weight_arguments(file.model)
+    layers = [step.layer for step in _walk(file.model, recipe, progress)]
+    unique = [layer for layer in layers if layer.converted and layer.shared_with is None]
+    saved = sum(layer.float_bytes - layer.packed_bytes for layer in unique)
+    notes = _notes(recipe, layers, data)
+    return Report(str(source), None, recipe.to_dict(), tuple(layers), notes, file.nbytes, file.nbytes - saved)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One candidate: its line of the report, and for a layer to be packed what goes into the graph."""
+
+    layer: Layer
+    linear: Linear | None = None
+    quantized: Quantized | None = None
+
+
+def _walk(model: ir.Model, recipe: Recipe, progress: Progress | None) -> Iterator[_Step]:
+    found = scan(model)
+    check_rules(recipe, found)
+    linears = [item for item in found if isinstance(item, Linear)]
+    done: dict[Hashable, tuple[str, Quantized]] = {}
+    for item in found:
+        if isinstance(item, Refusal):
+            yield _Step(_left(item, item.reason, item.detail, item.n, item.k))
+            continue
+        index = linears.index(item)
+        if progress is not None:
+            progress(index, len(linears), item.name)
+        yield _step(item, keep_unseen(index, linears, recipe), recipe, done)
+    if progress is not None:
+        progress(len(linears), len(linears), "")
+
+
+def _step(
+    linear: Linear, keep: Keep | None, recipe: Recipe, done: dict[Hashable, tuple[str, Quantized]]
+) -> _Step:
+    """Decide one layer and quantize it; `done` holds what was packed before, for tied weights to share."""
+    weight = linear.weight
+    if keep is not None:
+        return _Step(_left(linear, keep.reason, keep.detail, weight.n, weight.k))
+    array = weight.array()
+    decision = decide(linear, array, recipe)
+    if isinstance(decision, Keep):
+        return _Step(_left(linear, decision.reason, decision.detail, weight.n, weight.k))
+    key = (weight.key, decision.settings)
+    first, quantized = done.get(key) or (None, quantize_layer(array, decision))
+    done.setdefault(key, (linear.name, quantized))
+    layer = Layer(
+        name=linear.name,
+        op_type=linear.node.op_type,
+        where=linear.where,
+        n=weight.n,
+        k=weight.k,
+        format=quantized.format,
+        granularity=quantized.granularity,
+        planes=quantized.planes,
+        activation_bits=decision.activation_bits,
+        lossless=quantized.lossless,
+        sqnr_db=quantized.sqnr_db,
+        zeros=quantized.zeros,
+        float_bytes=array.nbytes,
+        packed_bytes=quantized.nbytes,
+        shared_with=first,
+    )
+    return _Step(layer, linear, quantized)
+
+
+def _left(item: Linear | Refusal, reason: Reason, detail: str, n: int, k: int) -> Layer:
+    return Layer(item.name, item.node.op_type, item.where, n, k, reason, detail)
+
+
+def _refuse(layers: Sequence[Layer]) -> None:
+    refused = [layer for layer in layers if layer.reason is not None and layer.reason not in _EXPECTED]
+    if refused:
+        first = refused[0]
+        raise Refused(
+            f"strict: {len(refused)} of {len(layers)} layers are refused, the first is {first.name!r}: "
+            f"{first.reason.value if first.reason else ''}; keep them with rules, or leave out strict"
+        )
+
+
+def _notes(recipe: Recipe, layers: Sequence[Layer], data: object) -> tuple[str, ...]:
+    notes = []
+    kept = sum(layer.reason is Reason.NOT_TERNARY for layer in layers)
+    if recipe.mode == "auto" and kept:
+        notes.append(
+            f"mode 'auto' left {kept} layers float because they are not ternary; "
+            "mode 'ternary' packs them at a loss, which `validate` measures"
+        )
+    elif not any(layer.converted for layer in layers):
+        notes.append(_nothing_converted(layers))
+    if data is not None:
+        notes.append("the calibration data was not used: no step of this recipe needs any")
+    return tuple(notes)
+
+
+def _nothing_converted(layers: Sequence[Layer]) -> str:
+    reasons = Counter(layer.reason for layer in layers if layer.reason)
+    if not reasons:
+        return "nothing was converted: the model has no linear layers"
+    reason, count = reasons.most_common(1)[0]
+    return f"nothing was converted; for {count} of {len(layers)} layers: {reason.explanation}"

@@ -1,0 +1,84 @@
+"""Decide what becomes of a linear layer: how it is packed, or the reason why it stays float."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from onnx_bitnet.errors import RecipeError
+from onnx_bitnet.quantize import LayerSpec, check_weight, detect
+from onnx_bitnet.recipe import Recipe, Rule
+from onnx_bitnet.report import Reason
+from onnx_bitnet.rewrite.records import Linear, Refusal
+
+# int32 sums would hold more, but no layer is this wide and every bound in the kernels is proved below it.
+_INTEGER_BITS = {"int4": 4, "int8": 8}
+
+
+@dataclass(frozen=True)
+class Keep:
+    """The decision to leave a layer float."""
+
+    reason: Reason
+    detail: str = ""
+
+
+def check_rules(recipe: Recipe, found: Sequence[Linear | Refusal]) -> None:
+    """Raise RecipeError for a rule that fits no layer of the model, with the names that come near."""
+    for rule in recipe.rules:
+        if not any(_fits(rule, layer) for layer in found):
+            names = [layer.name for layer in found]
+            near = difflib.get_close_matches(
+                rule.match.removeprefix("re:").strip("*"), names, n=3, cutoff=0.3
+            )
+            known = f"near misses: {', '.join(near)}" if near else f"the model has {len(names)} linear layers"
+            raise RecipeError(
+                f"rule {rule.match!r}"
+                f"{f' for {rule.op_type}' if rule.op_type else ''} matches no layer; {known}"
+            )
+
+
+def keep_unseen(index: int, linears: Sequence[Linear], recipe: Recipe) -> Keep | None:
+    """Decide what can be decided without reading the weight: position and `keep` rules."""
+    if recipe.keep_first and index == 0:
+        return Keep(Reason.KEPT_FIRST)
+    if recipe.keep_last and index == len(linears) - 1:
+        return Keep(Reason.KEPT_LAST)
+    rule = _rule_for(linears[index], recipe)
+    if rule is not None and rule.action == "keep":
+        return Keep(Reason.KEPT_BY_RULE, f"rule {rule.match!r}")
+    return None
+
+
+def decide(linear: Linear, weight: np.ndarray, recipe: Recipe) -> LayerSpec | Keep:
+    """Decide how to pack one layer, from its weight (N, K) and the recipe.
+
+    A weight that is exactly ternary is packed as it is, in every mode. Other weights are packed when the mode
+    is `ternary` or a rule names 4 or 8 bits for them.
+
+    Raises:
+        ModelError: the weight is empty or holds NaN or infinity.
+    """
+    check_weight(weight, linear.name)
+    rule = _rule_for(linear, recipe)
+    if rule is not None:
+        recipe = recipe.replace(**rule.overrides)
+    spec = LayerSpec.from_recipe(recipe)
+    if rule is not None and rule.action in _INTEGER_BITS:
+        return replace(spec, integer_bits=_INTEGER_BITS[rule.action])
+    exact = detect(weight)
+    if exact is not None:
+        return replace(spec, exact=exact)
+    return spec if recipe.mode == "ternary" else Keep(Reason.NOT_TERNARY)
+
+
+def _rule_for(linear: Linear, recipe: Recipe) -> Rule | None:
+    return next((rule for rule in recipe.rules if _fits(rule, linear)), None)
+
+
+def _fits(rule: Rule, layer: Linear | Refusal) -> bool:
+    size = layer.n * layer.k if isinstance(layer, Refusal) else layer.weight.n * layer.weight.k
+    return rule.fits(layer.name, layer.node.op_type, size)

@@ -1,0 +1,172 @@
+"""Model files: the input checked before it is used, the output there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+
+from onnx_bitnet.errors import ModelError, OutputError
+
+# Weights of more bytes than this go to a file of their own, which onnxruntime maps instead of copying.
+INLINE_LIMIT = 1 << 20
+# Smaller tensors stay in the model file; the others start on a page, so that they can be mapped.
+_EXTERNAL_FROM = 4096
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model as it was read.
+
+    Args:
+        path: the file.
+        model: its graph; tensors are mapped from the files when they are asked for.
+        data_files: the external data files it refers to.
+        nbytes: size of all these files.
+    """
+
+    path: Path
+    model: ir.Model
+    data_files: frozenset[Path]
+    nbytes: int
+
+
+def read(path: str | Path) -> ModelFile:
+    """Read an ONNX model and check that all of its external data is there.
+
+    Raises:
+        ModelError: no such file, no ONNX model, or external data missing, truncated or outside the folder.
+    """
+    path = Path(path)
+    try:
+        model = ir.load(path)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot read the model: {error.strerror}") from None
+    except (DecodeError, ValueError, TypeError, KeyError, NotImplementedError) as error:
+        raise ModelError(f"{path}: not a valid ONNX model: {_one_line(error)}") from None
+    if model.ir_version == 0 or not model.opset_imports:
+        raise ModelError(f"{path}: not an ONNX model: it has no IR version or no opset; export it again")
+    data_files = frozenset(_check_external(path, tensor) for tensor in external_tensors(model))
+    nbytes = sum(file.stat().st_size for file in {path, *data_files})
+    return ModelFile(path, model, data_files, nbytes)
+
+
+def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
+    """Yield every tensor of the model, in whatever graph or attribute, whose bytes are in another file."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                yield value.const_value
+        for node in graph:
+            for attribute in node.attributes.values():
+                if not attribute.is_ref() and isinstance(attribute.value, ir.ExternalTensor):
+                    yield attribute.value
+
+
+def _check_external(path: Path, tensor: ir.ExternalTensor) -> Path:
+    where = f"{path}: tensor {tensor.name!r}"
+    folder = path.parent.resolve()
+    file = folder / tensor.location
+    if not file.resolve().is_relative_to(folder):
+        raise ModelError(f"{where}: its data file {str(tensor.location)!r} is outside the model's folder")
+    if not file.is_file():
+        raise ModelError(f"{where}: its data file {str(file)!r} is missing; put it beside the model")
+    length = tensor.length if tensor.length is not None else tensor.nbytes
+    end = (tensor.offset or 0) + length
+    size = file.stat().st_size
+    if length != tensor.nbytes:
+        raise ModelError(
+            f"{where}: {length} bytes of data recorded, its shape {list(tensor.shape)} needs {tensor.nbytes}"
+        )
+    if end > size:
+        raise ModelError(
+            f"{where}: its data file {str(file)!r} is truncated: {size} bytes, {end} are needed; "
+            "copy it again"
+        )
+    return file
+
+
+def check_output(source: ModelFile, output: Path, *, force: bool) -> None:
+    """Raise OutputError if writing `output` would overwrite something it must not, or cannot work."""
+    targets = (output, data_path(output))
+    inputs = {file.resolve() for file in (source.path, *source.data_files)}
+    for target in targets:
+        if target.resolve() in inputs:
+            raise OutputError(f"{target}: is part of the input model; choose another output name")
+        if target.is_dir():
+            raise OutputError(f"{target}: is a folder; give the name of a file")
+        if target.exists() and not force:
+            raise OutputError(f"{target}: exists already; choose another name, or overwrite it with --force")
+    if not output.parent.is_dir():
+        raise OutputError(f"{output}: the folder {str(output.parent)!r} does not exist; create it first")
+
+
+def data_path(output: Path) -> Path:
+    """Return the path of the data file that belongs to a model file."""
+    return output.with_name(output.name + ".data")
+
+
+@contextmanager
+def staged(model: ir.Model, output: Path) -> Iterator[Path]:
+    """Write the model beside its destination, let the caller check it, then move it into place.
+
+    Yields the path of the written model. If the body raises, or the process is interrupted, neither the model
+    file nor its data file appears and what was there before stays.
+
+    Raises:
+        OutputError: the files cannot be written, for instance because the disk is full.
+    """
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    except OSError as error:
+        raise OutputError(f"{output}: cannot write there: {error.strerror}") from None
+    try:
+        staging = folder / output.name
+        _write(model, staging, output)
+        yield staging
+        for staged_file, target in (
+            (data_path(staging), data_path(output)),
+            (staging, output),
+        ):
+            if staged_file.exists():
+                staged_file.replace(target)
+            elif target is not output:
+                target.unlink(missing_ok=True)  # the data file of an overwritten model, now stale
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write(model: ir.Model, staging: Path, output: Path) -> None:
+    weights = sum(
+        value.const_value.nbytes
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if value.const_value is not None
+    )
+    external = weights > INLINE_LIMIT or any(external_tensors(model))
+    try:
+        ir.save(
+            model,
+            staging,
+            format="protobuf",
+            external_data=data_path(staging).name if external else None,
+            size_threshold_bytes=_EXTERNAL_FROM,
+            alignment=4096,
+            align_threshold=_EXTERNAL_FROM,
+        )
+        for file in staging.parent.iterdir():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+    except OSError as error:
+        raise OutputError(f"{output}: cannot write the model: {error.strerror or error}") from None
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

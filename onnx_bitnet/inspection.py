@@ -1,0 +1,122 @@
+"""Look into a model file: what is packed, how, and what is still float."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnx_bitnet import files
+from onnx_bitnet.formats import FORMATS
+from onnx_bitnet.rewrite.packed import PackedNode, packed_nodes
+from onnx_bitnet.rewrite.records import Linear
+from onnx_bitnet.rewrite.scan import scan
+
+SCHEMA = "onnx_bitnet.inspection/1"
+
+
+@dataclass(frozen=True)
+class PackedLayer:
+    """A packed layer as it stands in a file.
+
+    Args:
+        name: the layer's name.
+        format: canonical format.
+        n: outputs.
+        k: inputs.
+        planes: planes of codes.
+        granularity: `tensor`, `channel` or `block:B`.
+        activation_bits: 8, 16 or 32.
+        bits_per_weight: size of codes, scales and zero points by the number of weights.
+        codes: share of each code 0 to 3 over all planes.
+    """
+
+    name: str
+    format: str
+    n: int
+    k: int
+    planes: int
+    granularity: str
+    activation_bits: int
+    bits_per_weight: float
+    codes: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a model file holds.
+
+    Args:
+        path: the file.
+        nbytes: its size with external data.
+        ir_version: of the ONNX file format.
+        opsets: version by domain.
+        producer: who exported it.
+        metadata: the model's own key-value pairs, the recipe of a converted model among them.
+        packed: packed layers.
+        float_layers: name, N and K of linear layers with constant weights that are not packed.
+    """
+
+    path: str
+    nbytes: int
+    ir_version: int
+    opsets: dict[str, int]
+    producer: str
+    metadata: dict[str, str]
+    packed: tuple[PackedLayer, ...]
+    float_layers: tuple[tuple[str, int, int], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON-able values."""
+        return {"schema": SCHEMA, **dataclasses.asdict(self)}
+
+
+def inspect(path: str | Path) -> Inspection:
+    """Read a model file and describe its linear layers, packed or not.
+
+    Raises:
+        ModelError: the file or one of its packed layers is damaged.
+    """
+    file = files.read(path)
+    model = file.model
+    return Inspection(
+        path=str(path),
+        nbytes=file.nbytes,
+        ir_version=model.ir_version,
+        opsets=dict(model.opset_imports),
+        producer=" ".join(filter(None, (model.producer_name, model.producer_version))),
+        metadata=dict(model.metadata_props),
+        packed=tuple(_describe(packed) for packed in packed_nodes(model)),
+        float_layers=tuple(
+            (found.name, found.weight.n, found.weight.k) for found in scan(model) if isinstance(found, Linear)
+        ),
+    )
+
+
+def _describe(packed: PackedNode) -> PackedLayer:
+    weight, scale, zero_point = (tensor.numpy() for tensor in packed.tensors)
+    planes = weight.shape[0]
+    counts = np.zeros(4, dtype=np.int64)
+    layout = FORMATS[packed.format]
+    for plane in weight:
+        counts += np.bincount(layout.unpack(plane, packed.k).reshape(-1), minlength=4)
+    return PackedLayer(
+        name=packed.layer,
+        format=packed.format,
+        n=packed.n,
+        k=packed.k,
+        planes=planes,
+        granularity=_granularity(scale, packed.block_size),
+        activation_bits=packed.activation_bits,
+        bits_per_weight=8 * (weight.nbytes + scale.nbytes + zero_point.nbytes) / (packed.n * packed.k),
+        codes=tuple(float(count) for count in counts / counts.sum()),
+    )
+
+
+def _granularity(scale: np.ndarray, block_size: int) -> str:
+    if scale.shape[2] > 1:
+        return f"block:{block_size}"
+    return "channel" if scale.shape[1] > 1 else "tensor"

@@ -1,0 +1,92 @@
+"""Find the packed ops in a model and read what they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnx_bitnet.errors import ModelError
+from onnx_bitnet.formats import FORMATS, Format
+from onnx_bitnet.rewrite.functions import DOMAIN
+from onnx_bitnet.rewrite.replace import LAYER
+
+_Tensors = tuple[ir.TensorProtocol, ir.TensorProtocol, ir.TensorProtocol]
+_WAY_OUT = "convert the model again"
+_FORMATS = {layout.op_type: layout for layout in FORMATS.values()}
+
+
+@dataclass(frozen=True)
+class PackedNode:
+    """A packed op as it stands in a model.
+
+    Args:
+        layer: name of the layer it replaced.
+        node: the node itself.
+        format: canonical format of its weight.
+        n: outputs.
+        k: inputs.
+        block_size: inputs that share a scale; 0 means all of K.
+        activation_bits: 8, 16 or 32.
+        tensors: weight uint8 (P, N, row_bytes), scale and zero point (P, N or 1, G or 1).
+    """
+
+    layer: str
+    node: ir.Node
+    format: str
+    n: int
+    k: int
+    block_size: int
+    activation_bits: int
+    tensors: _Tensors
+
+
+def packed_nodes(model: ir.Model) -> Iterator[PackedNode]:
+    """Yield every packed op of the main graph, its subgraphs and the model's own functions.
+
+    Raises:
+        ModelError: a packed op lacks an attribute, or its tensors are not constants that fit together.
+    """
+    bodies = (function.graph for function in model.functions.values() if function.domain != DOMAIN)
+    for graph in (model.graph, *bodies):
+        for node in ir.traversal.RecursiveGraphIterator(graph):
+            layout = _FORMATS.get(node.op_type) if node.domain == DOMAIN else None
+            if layout is not None:
+                yield _read(node, layout)
+
+
+def _read(node: ir.Node, layout: Format) -> PackedNode:
+    where = f"packed node {node.name or node.outputs[0].name!r}"
+    try:
+        n, k, block_size, bits = (
+            node.attributes[name].as_int() for name in ("N", "K", "block_size", "activation_bits")
+        )
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"{where}: attribute {error} is missing or no integer; {_WAY_OUT}") from None
+    if n < 1 or k < 1 or block_size < 0:
+        raise ModelError(f"{where}: N = {n}, K = {k}, block_size = {block_size}; {_WAY_OUT}")
+    given = (value for value in node.inputs[1:4] if value is not None)
+    tensors = tuple(filter(None, map(ir.convenience.get_const_tensor, given)))
+    if len(tensors) != 3:
+        raise ModelError(f"{where}: weight, scale or zero point is not a constant; {_WAY_OUT}")
+    if not _fit(tensors, n, layout.row_bytes(k), -(-k // (block_size or k))):
+        shapes = ", ".join(f"{tensor.dtype} {list(tensor.shape.numpy())}" for tensor in tensors)
+        raise ModelError(
+            f"{where}: weight, scale and zero point ({shapes}) do not fit N = {n}, K = {k}, "
+            f"block_size = {block_size}; {_WAY_OUT}"
+        )
+    layer = node.metadata_props.get(LAYER) or node.name or str(node.outputs[0].name)
+    return PackedNode(layer, node, layout.name, n, k, block_size, bits, tensors)
+
+
+def _fit(tensors: _Tensors, n: int, row_bytes: int, groups: int) -> bool:
+    weight, scale, zero_point = tensors
+    shape = weight.shape.numpy()
+    return (
+        weight.dtype == ir.DataType.UINT8
+        and shape[1:] == (n, row_bytes)
+        and scale.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+        and scale.shape.numpy() in {(shape[0], rows, count) for rows in (1, n) for count in (1, groups)}
+        and zero_point.shape == scale.shape
+    )

@@ -1,0 +1,182 @@
+"""What the command line prints: results as lines and tables, and as JSON where a record has no to_dict."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from onnx_bitnet.doctor import Check
+from onnx_bitnet.inspection import Inspection
+from onnx_bitnet.kernels import Kernel
+from onnx_bitnet.metrics import Metrics
+from onnx_bitnet.report import Layer, Report
+from onnx_bitnet.validate import Validation
+
+Output = list[str | Table]
+
+
+def report(report: Report, *, verbose: bool) -> Output:
+    """Show a conversion or a plan: every layer when verbose, a summary, and reasons."""
+    converted = report.converted
+    verdict = "lossless" if report.lossless else "lossy" if converted else "nothing converted"
+    weights = sum(layer.float_bytes for layer in converted)
+    packed = sum(layer.packed_bytes for layer in converted if layer.shared_with is None)
+    lines = [
+        f"{verdict}: {len(converted)} of {len(report.layers)} linear layers packed, "
+        f"their weights {size(weights)} -> {size(packed)}",
+        f"model {size(report.source_bytes)} -> {size(report.output_bytes)}"
+        f"{f': {report.output}' if report.output else ' (predicted)'}",
+    ]
+    lines += [
+        f"left {count}: {reason.explanation} [{reason.value}]" for reason, count in report.reasons().items()
+    ]
+    return [*([_layers(report.layers)] if verbose else []), *lines, *report.notes]
+
+
+def _layers(layers: Sequence[Layer]) -> Table:
+    table = _table("layer", "op", "N x K", "format", "scales", "weights", "bytes", "left because")
+    for layer in layers:
+        how = f"{layer.format} x{layer.planes} a{layer.activation_bits}" if layer.converted else ""
+        quality = "" if not layer.converted else "lossless" if layer.lossless else f"{layer.sqnr_db:.1f} dB"
+        table.add_row(
+            layer.name,
+            layer.op_type,
+            f"{layer.n} x {layer.k}" if layer.n else "",
+            how,
+            layer.granularity or "",
+            quality,
+            size(layer.packed_bytes) if layer.converted and not layer.shared_with else "",
+            f"shared with {layer.shared_with}" if layer.shared_with else _why(layer),
+        )
+    return table
+
+
+def _why(layer: Layer) -> str:
+    if layer.reason is None:
+        return ""
+    return f"{layer.reason.value}: {layer.detail}" if layer.detail else layer.reason.value
+
+
+def inspection(found: Inspection) -> Output:
+    """Show what a model file holds."""
+    table = _table(
+        "packed layer", "N x K", "format", "scales", "activations", "bits/weight", "codes 0 1 2 3 %"
+    )
+    for layer in found.packed:
+        table.add_row(
+            layer.name,
+            f"{layer.n} x {layer.k}",
+            f"{layer.format} x{layer.planes}",
+            layer.granularity,
+            f"{layer.activation_bits} bits",
+            f"{layer.bits_per_weight:.2f}",
+            " ".join(f"{100 * share:.0f}" for share in layer.codes),
+        )
+    opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in found.opsets.items())
+    lines = [
+        f"{found.path}: {size(found.nbytes)}, IR {found.ir_version}, opsets {opsets}",
+        f"producer: {found.producer or 'unknown'}",
+    ]
+    if found.float_layers:
+        weights = sum(n * k for _, n, k in found.float_layers)
+        lines.append(f"float linear layers: {len(found.float_layers)} with {weights:,} weights")
+    lines += [f"{key}: {value}" for key, value in sorted(found.metadata.items())]
+    return [*lines, table] if found.packed else [*lines]
+
+
+def validation(result: Validation) -> Output:
+    """Show how far apart two models are: outputs, then layers from the worst on."""
+    outputs = _table("output", "SQNR dB", "cosine", "relative L2", "max abs", "top-1", "KL")
+    for output in result.outputs:
+        metrics = output.metrics
+        outputs.add_row(
+            output.name,
+            _sqnr(metrics),
+            _number(metrics.cosine, "-", ".6f"),
+            _number(metrics.relative_l2, "-", ".2e"),
+            _number(metrics.max_abs, "-", ".2e"),
+            _number(metrics.top1, "-", ".4f"),
+            _number(metrics.kl, "-", ".2e"),
+        )
+    parts: Output = [outputs]
+    if result.layers:
+        layers = _table("layer", "local SQNR dB", "accumulated SQNR dB", "accumulated cosine", "note")
+        for layer in result.layers:
+            local, accumulated = layer.local, layer.accumulated
+            layers.add_row(
+                layer.name,
+                _sqnr(local),
+                _sqnr(accumulated),
+                _number(accumulated.cosine if accumulated else None, "-", ".6f"),
+                layer.note,
+            )
+        parts.append(layers)
+    return [*parts, f"data: {result.data}", *result.notes]
+
+
+def kernels(listed: Sequence[Kernel]) -> Output:
+    """Show every compiled kernel."""
+    table = _table("op", "format", "ISA", "runs here", "chosen")
+    for kernel in listed:
+        table.add_row(kernel.op, kernel.format, kernel.isa, _yes(kernel.runs_here), _yes(kernel.chosen))
+    return [table]
+
+
+def kernels_document(listed: Sequence[Kernel]) -> dict[str, Any]:
+    """Return the kernels as one JSON-able document."""
+    return {"schema": "onnx_bitnet.kernels/1", "kernels": [dataclasses.asdict(kernel) for kernel in listed]}
+
+
+def doctor(checks: Sequence[Check]) -> Output:
+    """Show the checks of an installation."""
+    table = _table("", "check", "found")
+    for check in checks:
+        table.add_row(Text("ok", "green") if check.ok else Text("FAIL", "red"), check.name, check.found)
+    return [table]
+
+
+def doctor_document(checks: Sequence[Check]) -> dict[str, Any]:
+    """Return the checks as one JSON-able document."""
+    return {
+        "schema": "onnx_bitnet.doctor/1",
+        "ok": all(check.ok for check in checks),
+        "checks": [dataclasses.asdict(check) for check in checks],
+    }
+
+
+def size(nbytes: float) -> str:
+    """Write a number of bytes for people."""
+    for unit in ("B", "kB", "MB"):
+        if nbytes < 1000:
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.2f} GB"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _number(value: float | None, missing: str, form: str) -> str:
+    return missing if value is None else format(value, form)
+
+
+def _sqnr(metrics: Metrics | None) -> str:
+    if metrics is None:
+        return "-"
+    if metrics.identical:
+        return "identical"
+    if metrics.agreement is not None:
+        return f"{metrics.agreement:.2%} equal"
+    return _number(metrics.sqnr_db, "-", ".1f")
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else ""

@@ -1,0 +1,186 @@
+"""Model files: what is checked on the way in, and that the way out is all or nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from onnx_bitnet import files
+from onnx_bitnet.errors import ModelError, OutputError
+
+
+def linear_model(size: int = 64) -> ir.Model:
+    x = ir.val("x", dtype=ir.DataType.FLOAT, shape=["N", size])
+    tensor = ir.tensor(np.arange(size * size, dtype=np.float32).reshape(size, size), name="w")
+    weight = ir.Value(name="w", const_value=tensor, shape=tensor.shape, type=ir.TensorType(tensor.dtype))
+    node = ir.node("MatMul", [x, weight], name="linear")
+    y = node.outputs[0]
+    y.name, y.type, y.shape = "y", ir.TensorType(ir.DataType.FLOAT), ir.Shape(["N", size])
+    graph = ir.Graph([x], [y], nodes=[node], initializers=[weight], opset_imports={"": 18}, name="g")
+    return ir.Model(graph, ir_version=8)
+
+
+@pytest.fixture
+def external(tmp_path):
+    """A model with its weights in a file of their own."""
+    ir.save(linear_model(), tmp_path / "in.onnx", external_data="in.data", size_threshold_bytes=0)
+    return tmp_path / "in.onnx"
+
+
+def test_read_sums_up_all_files(external):
+    file = files.read(external)
+    assert file.data_files == {external.with_name("in.data")}
+    assert file.nbytes == external.stat().st_size + 64 * 64 * 4
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot read the model: No such file"),
+        (b"", "not an ONNX model"),
+        (b"this is not a model", "not a valid ONNX model"),
+        (os.urandom(1000), "not a(n| valid) ONNX model"),
+    ],
+)
+def test_what_is_no_model_is_refused(tmp_path, content, message):
+    path = tmp_path / "x.onnx"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ModelError, match=f"x.onnx: {message}") as error:
+        files.read(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_is_no_model(tmp_path):
+    with pytest.raises(ModelError, match="cannot read the model: Is a directory"):
+        files.read(tmp_path)
+
+
+def test_a_cut_off_model_is_refused(tmp_path):
+    ir.save(linear_model(), tmp_path / "whole.onnx")
+    (tmp_path / "cut.onnx").write_bytes((tmp_path / "whole.onnx").read_bytes()[:-50])
+    with pytest.raises(ModelError, match=r"cut.onnx: not a valid ONNX model"):
+        files.read(tmp_path / "cut.onnx")
+
+
+def test_missing_external_data_is_named(external):
+    external.with_name("in.data").unlink()
+    with pytest.raises(ModelError, match=r"tensor 'w': its data file '.*in.data' is missing"):
+        files.read(external)
+
+
+def test_truncated_external_data_is_named(external):
+    os.truncate(external.with_name("in.data"), 1000)
+    with pytest.raises(ModelError, match=r"in.data' is truncated: 1000 bytes, 16384 are needed"):
+        files.read(external)
+
+
+def test_external_data_outside_the_folder_is_refused(external):
+    inner = external.parent / "inner"
+    inner.mkdir()
+    model = ir.load(external)
+    model.graph.initializers["w"].const_value = ir.ExternalTensor(
+        "../in.data", 0, 16384, ir.DataType.FLOAT, name="w", shape=ir.Shape([64, 64]), base_dir=inner
+    )
+    ir.save(model, inner / "evil.onnx")
+    with pytest.raises(ModelError, match="outside the model's folder"):
+        files.read(inner / "evil.onnx")
+
+
+def test_external_data_of_another_length_than_the_shape_is_refused(external):
+    model = ir.load(external)
+    model.graph.initializers["w"].const_value = ir.ExternalTensor(
+        "in.data", 0, 100, ir.DataType.FLOAT, name="w", shape=ir.Shape([64, 64]), base_dir=external.parent
+    )
+    ir.save(model, external.with_name("short.onnx"))
+    with pytest.raises(ModelError, match=r"100 bytes of data recorded, its shape \[64, 64\] needs 16384"):
+        files.read(external.with_name("short.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("name", "force", "message"),
+    [
+        ("in.onnx", True, "is part of the input model"),
+        ("in.data", True, "is part of the input model"),
+        ("there.onnx", False, "exists already; .* overwrite it with --force"),
+        ("stale.onnx", False, r"stale.onnx.data: exists already"),
+        ("folder", True, "is a folder"),
+        ("nowhere/out.onnx", False, "does not exist; create it first"),
+    ],
+)
+def test_outputs_that_would_overwrite_or_cannot_be(external, name, force, message):
+    folder = external.parent
+    (folder / "there.onnx").write_bytes(b"x")
+    (folder / "stale.onnx.data").write_bytes(b"x")
+    (folder / "folder").mkdir()
+    with pytest.raises(OutputError, match=message):
+        files.check_output(files.read(external), folder / name, force=force)
+
+
+def test_data_beside_the_output_must_not_be_the_inputs(tmp_path):
+    ir.save(linear_model(), tmp_path / "in.onnx", external_data="out.onnx.data", size_threshold_bytes=0)
+    with pytest.raises(OutputError, match=r"out.onnx.data: is part of the input model"):
+        files.check_output(files.read(tmp_path / "in.onnx"), tmp_path / "out.onnx", force=True)
+
+
+@pytest.mark.parametrize(("size", "external"), [(64, False), (1024, True)])
+def test_large_weights_go_to_a_page_aligned_file_of_their_own(tmp_path, size, external):
+    output = tmp_path / "out.onnx"
+    with files.staged(linear_model(size), output) as written:
+        assert not output.exists()
+        assert written.exists()
+    assert files.data_path(output).exists() is external
+    tensor = ir.load(output).graph.initializers["w"].const_value
+    np.testing.assert_array_equal(tensor.numpy(), np.arange(size * size).reshape(size, size))
+    if external:
+        assert tensor.offset % 4096 == 0
+
+
+def test_nothing_is_left_when_the_check_fails(external):
+    before = sorted(external.parent.iterdir())
+    with pytest.raises(KeyboardInterrupt), files.staged(linear_model(1024), external.with_name("out.onnx")):
+        raise KeyboardInterrupt
+    assert sorted(external.parent.iterdir()) == before
+
+
+def test_an_overwritten_model_stays_when_the_check_fails(tmp_path):
+    output = tmp_path / "out.onnx"
+    output.write_bytes(b"old")
+    with pytest.raises(RuntimeError), files.staged(linear_model(), output):
+        raise RuntimeError
+    assert output.read_bytes() == b"old"
+
+
+def test_the_data_file_of_an_overwritten_model_goes(tmp_path):
+    output = tmp_path / "out.onnx"
+    files.data_path(output).write_bytes(b"stale")
+    with files.staged(linear_model(), output):
+        pass
+    assert output.exists()
+    assert not files.data_path(output).exists()
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ir, "save", full)
+    with (
+        pytest.raises(OutputError, match=r"out.onnx: cannot write the model: No space left on device"),
+        files.staged(linear_model(), tmp_path / "out.onnx"),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_same_model_gives_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        with files.staged(linear_model(1024), tmp_path / name / "out.onnx"):
+            pass
+    for file in ("out.onnx", "out.onnx.data"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()

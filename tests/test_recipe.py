@@ -1,0 +1,120 @@
+"""Recipe and Rule: what they accept, and one clear line for what they do not."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from onnx_bitnet.errors import RecipeError
+from onnx_bitnet.recipe import Recipe, Rule, block_size
+
+
+def test_defaults_are_those_of_the_design():
+    assert Recipe() == Recipe(mode="auto", format="auto", granularity="auto", rounding="auto", planes=1)
+
+
+def test_to_dict_and_parse_are_inverse():
+    recipe = Recipe(
+        mode="ternary",
+        granularity="block:128",
+        rules=[{"match": "*head*", "keep": True}, Rule("re:^enc", overrides={"planes": 2})],
+    )
+    assert Recipe.parse(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        Rule("*head*", action="keep"),
+        {"match": "*head*", "action": "keep"},
+        {"match": "*head*", "keep": True},
+        ("*head*", "keep"),
+    ],
+)
+def test_a_rule_can_be_written_in_four_ways(written):
+    assert Recipe(rules=[written]).rules == (Rule("*head*", action="keep"),)
+
+
+def test_a_rule_takes_overrides_flat_or_nested():
+    flat = Rule.parse({"match": "*", "planes": 2, "granularity": "channel"})
+    assert flat == Rule.parse(("*", {"planes": 2, "granularity": "channel"}))
+    assert flat.overrides == {"planes": 2, "granularity": "channel"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "fits"),
+    [
+        (Rule("*attention*"), True),
+        (Rule("re:attention/q$"), True),
+        (Rule("re:^attention"), False),
+        (Rule("attention"), False),
+        (Rule(op_type="MatMul"), True),
+        (Rule(op_type="Gemm"), False),
+        (Rule(min_size=100), True),
+        (Rule(min_size=101), False),
+        (Rule("*attention*", op_type="Gemm"), False),
+    ],
+)
+def test_a_rule_fits_when_all_its_conditions_hold(rule, fits):
+    assert rule.fits("layer.0/attention/q", "MatMul", 100) is fits
+
+
+@pytest.mark.parametrize("suffix", [".toml", ".json"])
+def test_a_recipe_file_is_read(tmp_path, suffix):
+    text = {
+        ".toml": 'mode = "ternary"\nplanes = 2\n[[rules]]\nmatch = "*head*"\nkeep = true\n',
+        ".json": '{"mode": "ternary", "planes": 2, "rules": [{"match": "*head*", "keep": true}]}',
+    }
+    path = tmp_path / f"recipe{suffix}"
+    path.write_text(text[suffix])
+    assert Recipe.parse(path) == Recipe(mode="ternary", planes=2, rules=[("*head*", "keep")])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"mod": "auto"}, r"unknown recipe key 'mod' \(did you mean 'mode'\?\)"),
+        ({"mode": "ternery"}, r"mode = 'ternery' is not known \(did you mean 'ternary'\?\)"),
+        ({"format": "tl9"}, "format = 'tl9' is not known"),
+        ({"granularity": "block:100"}, "multiple of 16"),
+        ({"granularity": "row"}, "granularity 'row' is none of"),
+        ({"planes": 5}, "planes = 5 is not known.*use one of 1, 2, 3, 4"),
+        ({"planes": True}, "planes = True"),
+        ({"levels": 5}, "levels = 5"),
+        ({"activation_bits": 4}, "activation_bits = 4"),
+        ({"rules": [{"mach": "*"}]}, r"unknown key 'mach' in a rule \(did you mean 'match'\?\)"),
+        ({"rules": [("*", "drop")]}, "unknown action 'drop'; use one of keep, int4, int8"),
+        ({"rules": [("*", {"plans": 2})]}, r"cannot override 'plans' \(did you mean 'planes'\?\)"),
+        ({"rules": [("re:(", "keep")]}, "not a regular expression"),
+        ({"rules": ["head"]}, "cannot read the rule 'head'"),
+        ({"mode": "lossless", "rules": [("*", "int4")]}, "mode 'lossless' changes no value"),
+        ({"target": "ort"}, "unknown recipe key 'target'"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(fields, message):
+    with pytest.raises(RecipeError, match=message) as error:
+        Recipe.parse(fields)
+    assert "\n" not in str(error.value)
+    assert error.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("missing.toml", None, "cannot read the recipe"),
+        ("bad.toml", "mode = ", "not a valid recipe file"),
+        ("bad.json", "[1, 2", "not a valid recipe file"),
+        ("list.json", "[1, 2]", "a recipe is a table of fields, this is a list"),
+    ],
+)
+def test_a_bad_recipe_file_is_named(tmp_path, name, text, message):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(RecipeError, match=f"{name}: .*{message}"):
+        Recipe.parse(tmp_path / name)
+
+
+def test_block_size_reads_granularity():
+    assert block_size("block:128") == 128
+    assert block_size("channel") is None
