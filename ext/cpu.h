@@ -4,7 +4,8 @@
 
 #include <stdint.h>
 
-/* BN_HAVE_<name> is 1 when the build compiled that row of isa.inc, else 0; setup.py sets all of them. */
+/* BN_HAVE_<name> is 1 when the build compiled that row of isa.inc, else 0; setup.py sets all of
+ * them. */
 typedef enum {
 #define BN_ISA(name, flags, machine, test) BN_ISA_##name,
 #include "isa.inc"

@@ -1,7 +1,8 @@
 /* The kernel ops: for each one what it computes, its arguments and its function type.
  *
- * A kernel knows no threads, no allocation, no ONNX Runtime and no Python: pointers in, numbers out.  Every
- * kernel of an op gives the same bits, except dotf, whose sums may be taken in any order. */
+ * A kernel knows no threads, no allocation, no ONNX Runtime and no Python: pointers in, numbers
+ * out.  Every kernel of an op gives the same bits, except dotf, whose sums may be taken in any
+ * order. */
 #ifndef BN_KERNEL_H
 #define BN_KERNEL_H
 
@@ -34,11 +35,12 @@ typedef struct {
 } bn_dotf_args;
 typedef void bn_dotf_fn(const bn_dotf_args *a);
 
-/* Steps after which dotf adds its partial sums to acc: keeps the rounding errors of long rows small. */
+/* Steps after which dotf adds its partial sums to acc: keeps the rounding errors of long rows
+ * small. */
 enum { BN_DOTF_STEPS = 16 };
 
 /* actq: quantize one row of activations.
- *     absmax = max(max|x|, 1e-5)    s = (1 / absmax) * L    inv_s = absmax / L    L = 2^(bits - 1) - 1
+ *     L = 2^(bits - 1) - 1, absmax = max(max|x|, 1e-5), s = (1 / absmax) * L, inv_s = absmax / L
  *     q = clamp(rint(x * s), -L - 1, L), half to even
  * or s = 1 / step, inv_s = step where step is not 0.  16-bit values are kept in two rows,
  *     hi = q >> 8,  lo = (q & 255) - 128,  so that q = 256 hi + lo + 128.
@@ -65,7 +67,7 @@ typedef struct {
     const int64_t *sum;      /* (rows, sum_stride) of which (rows, groups) are used: sums of q */
     const int32_t *code_sum; /* (groups, 64) sums of code, padding included; unused for 1 part */
     const float *scale;      /* (groups, 64) */
-    const float *zero_point; /* (groups, 64), or NULL: all are 1 and sum((code - 1) q) fits 32 bits */
+    const float *zero_point; /* (groups, 64), or NULL: all 1, and sum((code - 1) q) fits 32 bits */
     const float *factor;     /* (rows) */
     float *y;                /* (rows, 64), only 16 * panels of them are touched */
     size_t rows, parts, groups, sum_stride, panels;

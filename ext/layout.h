@@ -5,16 +5,17 @@
  *     byte b of a row    bits 7..6   5..4     3..2     1..0
  *     holds the codes    4b + 3      4b + 2   4b + 1   4b          each 0..3; past k: 1
  *
- * Memory.  The same codes in the order in which every kernel wants them.  A vector of 64 bytes holds
- * 16 outputs x 16 inputs (a step); lane 4i + j belongs to output i, and its four fields are planes of
- * 4 inputs each, so that one field of all lanes is the operand of a 4-way byte dot product:
+ * Memory.  The same codes in the order in which every kernel wants them.  A vector of 64 bytes
+ * holds 16 outputs x 16 inputs (a step); lane 4i + j belongs to output i, and its four fields are
+ * planes of 4 inputs each, so that one field of all lanes is the operand of a 4-way byte dot
+ * product:
  *
  *     byte 4i + j        bits 7..6   5..4     3..2     1..0
  *     of output i        in 12 + j   8 + j    4 + j    j           inputs of the step
  *
- * Four vectors that cover 64 outputs stand side by side (a super-panel), then comes the next step.  Thus a
- * product with one row of activations reads memory from front to back.  The last super-panel of a
- * matrix is narrower where n allows, in steps of 16 outputs.
+ * Four vectors that cover 64 outputs stand side by side (a super-panel), then comes the next
+ * step.  Thus a product with one row of activations reads memory from front to back.  The last
+ * super-panel of a matrix is narrower where n allows, in steps of 16 outputs.
  *
  * Inputs that share a scale are a group.  Every group starts at a step: its inputs are padded to a
  * multiple of 16 with code 1, and rows of activations are padded with the code of 0.0 in the same
@@ -32,9 +33,9 @@ enum {
     BN_SUPER = 64,  /* outputs in a super-panel */
     BN_MAX_PLANES = 4,
 
-    /* Inputs that may share a scale.  A kernel may add up codes in place, at bits 7..6, in 32 bits:
-     * a step of 4 such products is at most 4 * (64 * 3) * 128 = 98304 and 2^31 / 98304 = 21845 steps
-     * of 16 inputs fit; we allow 2^14 steps. */
+    /* Inputs that may share a scale.  A kernel may add up codes in place, at bits 7..6, in 32
+     * bits: a step of 4 such products is at most 4 * (64 * 3) * 128 = 98304, and 2^31 / 98304 =
+     * 21845 steps of 16 inputs fit; we allow 2^14 steps. */
     BN_MAX_GROUP = 1 << 18
 };
 

@@ -1,4 +1,5 @@
-/* Canonical bytes to panels: a transposition of 4 x 4 fields of two bits inside each 32-bit word. */
+/* Canonical bytes to panels: a transposition of 4 x 4 fields of two bits inside each 32-bit word.
+ * */
 #if defined(__linux__) && !defined(_DEFAULT_SOURCE)
 #define _DEFAULT_SOURCE /* madvise */
 #endif
@@ -33,8 +34,8 @@ static uint32_t load_codes(const uint8_t *row, size_t first, size_t end)
     return (uint32_t)bits;
 }
 
-/* Field (row r, column c) of a 4 x 4 matrix of two-bit fields goes to (c, r): first the off-diagonal
- * 1 x 1 fields of each 2 x 2 corner change places, then the off-diagonal corners. */
+/* Field (row r, column c) of a 4 x 4 matrix of two-bit fields goes to (c, r): first the
+ * off-diagonal 1 x 1 fields of each 2 x 2 corner change places, then the off-diagonal corners. */
 static uint32_t transpose(uint32_t w)
 {
     uint32_t swap = (w ^ (w >> 6)) & UINT32_C(0x00CC00CC);
@@ -72,8 +73,8 @@ static int is_padded_with_ones(const uint8_t *weight, size_t n, size_t k)
 }
 
 /* One output's word in each step of a super-panel; row is NULL for an output past n. */
-static void build_output(const uint8_t *row, const bn_groups *groups, size_t step_bytes, uint8_t *to,
-                         int32_t *code_sum)
+static void build_output(const uint8_t *row, const bn_groups *groups, size_t step_bytes,
+                         uint8_t *to, int32_t *code_sum)
 {
     for (size_t g = 0; g < groups->count; g++) {
         const size_t first = g * groups->length;

@@ -4,9 +4,9 @@
 
 #include "layout.h"
 
-/* weight is (n, ceil(k / 4)) canonical i2s; panels gets bn_panel_bytes(n, groups) bytes; code_sum, where
- * it is not NULL, gets (super-panels, groups, 64) sums of codes with their padding; outputs past n
- * have code 1 everywhere.  Returns NULL, or the reason why the bytes are not canonical. */
+/* weight is (n, ceil(k / 4)) canonical i2s; panels gets bn_panel_bytes(n, groups) bytes; code_sum,
+ * where it is not NULL, gets (super-panels, groups, 64) sums of codes with their padding; outputs
+ * past n have code 1 everywhere.  Returns NULL, or the reason why the bytes are not canonical. */
 const char *bn_panel_build(const uint8_t *weight, size_t n, const bn_groups *groups,
                            uint8_t *panels, int32_t *code_sum);
 

@@ -462,7 +462,8 @@ cdef extern from "quantize.h" nogil:
         size_t n, k, planes, rows, block_size
     ctypedef struct bn_difference:
         double error, signal
-        size_t different, zeros
+        size_t zeros
+        int different
     int bn_moments(const bn_weight *w, const bn_grid *grid, size_t first, size_t last, double *moments)
     int bn_products(const bn_weight *w, const bn_grid *grid, size_t first, size_t last, double *products)
     int bn_least_squares(
@@ -766,7 +767,7 @@ def compare(
     """Decode packed (P, N, ceil(K / 4)) and compare it with the weight it was made from.
 
     Returns:
-        sum of squared errors, sum of squared weights, values that differ in the weight's type, decoded zeros.
+        sum of squared errors, sum of squared weights, whether a value differs in the weight's type, zeros.
     """
     cdef bn_weight w
     cdef bn_packed p
@@ -778,7 +779,7 @@ def compare(
     with nogil:
         failed = bn_compare(&w, &p, first, last, &difference)
     _done(failed)
-    return difference.error, difference.signal, difference.different, difference.zeros
+    return difference.error, difference.signal, bool(difference.different), difference.zeros
 
 
 def pack_i2s(const uint8_t[:, ::1] codes):

@@ -1,9 +1,10 @@
 /* actq, AVX2.
  *
- * Method   Two passes over the row: the largest |x| as an integer (row_scale.h), then 16 values per step.  The
- *          last step of a group goes through a buffer padded with zeros, which quantize to the padding.
- * Numbers  vcvtps2dq rounds half to even in the default mode.  |q| <= 2^15 and a lane adds at most 2^18 / 8 values,
- *          so the 32-bit sums of a group hold.
+ * Method   Two passes over the row: the largest |x| as an integer (row_scale.h), then 16 values
+ *          per step.  The last step of a group goes through a buffer padded with zeros, which
+ *          quantize to the padding.
+ * Numbers  vcvtps2dq rounds half to even in the default mode.  |q| <= 2^15 and a lane adds at most
+ *          2^18 / 8 values, so the 32-bit sums of a group hold.
  */
 #include <immintrin.h>
 #include <string.h>

@@ -1,9 +1,10 @@
 /* actq, AVX-512.
  *
- * Method   Two passes over the row: the largest |x| as an integer (row_scale.h), then 16 values per step, the
- *          last of a group under a mask; masked values are 0 and quantize to the padding.
- * Numbers  vcvtps2dq rounds half to even in the default mode.  |q| <= 2^15 and a lane adds at most 2^18 / 16 values,
- *          so the 32-bit sums of a group hold.
+ * Method   Two passes over the row: the largest |x| as an integer (row_scale.h), then 16 values
+ *          per step, the last of a group under a mask; masked values are 0 and quantize to the
+ *          padding.
+ * Numbers  vcvtps2dq rounds half to even in the default mode.  |q| <= 2^15 and a lane adds at most
+ *          2^18 / 16 values, so the 32-bit sums of a group hold.
  */
 #include <immintrin.h>
 

@@ -1,13 +1,15 @@
 /* dot, AVX512-VNNI.
  *
- * Layout   A vector of a panel (layout.h) is 16 outputs x 16 inputs: field p of all bytes is the unsigned operand
- *          of vpdpbusd for inputs 4p .. 4p + 3, and the four activations of these inputs, broadcast, are the signed
- *          one.  A lane of an accumulator is an output: there is no sum across lanes.
+ * Layout   A vector of a panel (layout.h) is 16 outputs x 16 inputs: field p of all bytes is the
+ *          unsigned operand of vpdpbusd for inputs 4p .. 4p + 3, and the four activations of these
+ *          inputs, broadcast, are the signed one.  A lane of an accumulator is an output: there is
+ *          no sum across lanes.
  * Numbers  vpdpbusd does not saturate, and all sums fit 32 bits (BN_MAX_GROUP in layout.h).
- * Method   One row: fields are masked in place, without shifts, into four accumulators that carry the factors 1, 4,
- *          16 and 64 and are shifted back at the end, exactly.  That is 2 instructions per plane where shifting
- *          takes 3, and 16 independent sums.  Several rows: up to 4 rows x 64 outputs share each unpacked plane, again
- *          with 16 independent sums, enough to cover the latency of 4 or 5 at two per cycle.
+ * Method   One row: fields are masked in place, without shifts, into four accumulators that carry
+ *          the factors 1, 4, 16 and 64 and are shifted back at the end, exactly.  That is 2
+ *          instructions per plane where shifting takes 3, and 16 independent sums.  Several rows:
+ *          up to 4 rows x 64 outputs share each unpacked plane, again with 16 independent sums,
+ *          enough to cover the latency of 4 or 5 at two per cycle.
  */
 #include <immintrin.h>
 #include <string.h>
@@ -108,7 +110,8 @@ BN_INLINE void some_rows(const uint8_t *panel, size_t stride, const int8_t *q, s
     }
 }
 
-/* All groups of `rows` rows from `first` on, for `panels` of the vectors that stand side by side from `from` on. */
+/* All groups of `rows` rows from `first` on, for `panels` of the vectors that stand side by side
+ * from `from` on. */
 BN_INLINE void all_groups(const bn_dot_args *a, size_t first, size_t from, const int rows,
                           const int panels)
 {

@@ -1,23 +1,23 @@
 /* dotf, AVX2 and FMA.
  *
- * Layout   Half a vector of a panel (layout.h) as 8 words of 32 bits is one word per output.  Shifted right by 8j + 2p,
- *          its lowest two bits are the code of input 4p + j.
- * Method   vpermps looks up code - 1 by the lowest three bits of a lane; the table repeats after four entries, so
- *          the bit above the code needs no mask.  One row: 64 outputs at once.  Several rows: 4 rows x 16 outputs share
- *          the looked-up weights.
- * Numbers  Partial sums of BN_DOTF_STEPS steps are added to acc, so that errors grow with the number of steps in
- *          a sum and not with the length of the row.
+ * Layout   Half a vector of a panel (layout.h) as 8 words of 32 bits is one word per output.
+ *          Shifted right by 8j + 2p, its lowest two bits are the code of input 4p + j.
+ * Method   vpermps looks up code - 1 by the lowest three bits of a lane; the table repeats after
+ *          four entries, so the bit above the code needs no mask.  One row: 64 outputs at once.
+ *          Several rows: 4 rows x 16 outputs share the looked-up weights.
+ * Numbers  Partial sums of BN_DOTF_STEPS steps are added to acc, so that errors grow with the
+ *          number of steps in a sum and not with the length of the row.
  */
 #include <immintrin.h>
-#include <string.h>
 
 #include "kernel.h"
 
 enum { HALVES = 8, HALF = 32 };
 
-/* Adds some steps to acc (rows, acc_stride), which holds 8 outputs for each of `halves` half vectors. */
+/* Some steps; acc (rows, acc_stride) gets 8 outputs for each of `halves` half vectors, added to
+ * what is there unless the sum is fresh. */
 BN_INLINE void add_steps(const uint8_t *panel, size_t stride, const float *x, size_t x_stride,
-                         size_t steps, float *acc, size_t acc_stride, const int rows,
+                         size_t steps, int fresh, float *acc, size_t acc_stride, const int rows,
                          const int halves)
 {
     const __m256 value = _mm256_setr_ps(-1, 0, 1, 2, -1, 0, 1, 2);
@@ -51,7 +51,8 @@ BN_INLINE void add_steps(const uint8_t *panel, size_t stride, const float *x, si
 #pragma GCC unroll 8
         for (int i = 0; i < halves; i++) {
             float *to = acc + (size_t)row * acc_stride + 8 * i;
-            _mm256_storeu_ps(to, _mm256_add_ps(_mm256_loadu_ps(to), sum[row][i]));
+            const __m256 before = fresh ? _mm256_setzero_ps() : _mm256_loadu_ps(to);
+            _mm256_storeu_ps(to, _mm256_add_ps(before, sum[row][i]));
         }
     }
 }
@@ -70,12 +71,10 @@ BN_INLINE void all_groups(const bn_dotf_args *a, size_t first, size_t from, cons
         const size_t left = a->steps - g * a->group_steps;
         const size_t end = left < a->group_steps ? left : a->group_steps;
 
-        for (int row = 0; row < rows; row++) {
-            memset(acc + (size_t)row * groups * BN_SUPER, 0, (size_t)halves * 8 * sizeof *acc);
-        }
         for (size_t step = 0; step < end; step += BN_DOTF_STEPS) {
             const size_t steps = end - step < BN_DOTF_STEPS ? end - step : BN_DOTF_STEPS;
-            add_steps(panel, stride, x, a->x_stride, steps, acc, groups * BN_SUPER, rows, halves);
+            add_steps(panel, stride, x, a->x_stride, steps, step == 0, acc, groups * BN_SUPER, rows,
+                      halves);
             panel += steps * stride;
             x += steps * BN_STEP;
         }

@@ -1,21 +1,22 @@
 /* dotf, AVX-512.
  *
- * Layout   A vector of a panel (layout.h) as 16 words of 32 bits is one word per output.  Shifted right by 8j + 2p, its
- *          lowest two bits are the code of input 4p + j.
- * Method   vpermps looks up code - 1 by the lowest four bits of a lane; the table repeats every four entries, so
- *          the two bits above the code need no mask.  Up to 4 rows x 64 outputs share the looked-up weights.  One row alone
- *          keeps two sums per output, to cover the latency of the multiply-add.
- * Numbers  Partial sums of BN_DOTF_STEPS steps are added to acc, so that errors grow with the number of steps in
- *          a sum and not with the length of the row.
+ * Layout   A vector of a panel (layout.h) as 16 words of 32 bits is one word per output.  Shifted
+ *          right by 8j + 2p, its lowest two bits are the code of input 4p + j.
+ * Method   vpermps looks up code - 1 by the lowest four bits of a lane; the table repeats every
+ *          four entries, so the two bits above the code need no mask.  Up to 4 rows x 64 outputs
+ *          share the looked-up weights.  One row alone keeps two sums per output, to cover the
+ *          latency of the multiply-add.
+ * Numbers  Partial sums of BN_DOTF_STEPS steps are added to acc, so that errors grow with the
+ *          number of steps in a sum and not with the length of the row.
  */
 #include <immintrin.h>
-#include <string.h>
 
 #include "kernel.h"
 
-/* Adds some steps to acc (rows, acc_stride). */
+/* Some steps; acc (rows, acc_stride) gets 16 outputs for each of `panels` vectors, added to what
+ * is there unless the sum is fresh. */
 BN_INLINE void add_steps(const uint8_t *panel, size_t stride, const float *x, size_t x_stride,
-                         size_t steps, float *acc, size_t acc_stride, const int rows,
+                         size_t steps, int fresh, float *acc, size_t acc_stride, const int rows,
                          const int panels)
 {
     const __m512 value = _mm512_setr_ps(-1, 0, 1, 2, -1, 0, 1, 2, -1, 0, 1, 2, -1, 0, 1, 2);
@@ -59,12 +60,14 @@ BN_INLINE void add_steps(const uint8_t *panel, size_t stride, const float *x, si
 #pragma GCC unroll 4
         for (int row = 0; row < rows; row++) {
             float *to = acc + (size_t)row * acc_stride + i * BN_PANEL;
-            _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), sum[row][i]));
+            const __m512 before = fresh ? _mm512_setzero_ps() : _mm512_loadu_ps(to);
+            _mm512_storeu_ps(to, _mm512_add_ps(before, sum[row][i]));
         }
     }
 }
 
-/* All groups of `rows` rows from `first` on, for `panels` of the vectors side by side from `from` on. */
+/* All groups of `rows` rows from `first` on, for `panels` of the vectors side by side from `from`
+ * on. */
 BN_INLINE void all_groups(const bn_dotf_args *a, size_t first, size_t from, const int rows,
                           const int panels)
 {
@@ -78,12 +81,10 @@ BN_INLINE void all_groups(const bn_dotf_args *a, size_t first, size_t from, cons
         const size_t left = a->steps - g * a->group_steps;
         const size_t end = left < a->group_steps ? left : a->group_steps;
 
-        for (int row = 0; row < rows; row++) {
-            memset(acc + (size_t)row * groups * BN_SUPER, 0, (size_t)panels * BN_PANEL * sizeof *acc);
-        }
         for (size_t step = 0; step < end; step += BN_DOTF_STEPS) {
             const size_t steps = end - step < BN_DOTF_STEPS ? end - step : BN_DOTF_STEPS;
-            add_steps(panel, stride, x, a->x_stride, steps, acc, groups * BN_SUPER, rows, panels);
+            add_steps(panel, stride, x, a->x_stride, steps, step == 0, acc, groups * BN_SUPER, rows,
+                      panels);
             panel += steps * stride;
             x += steps * BN_STEP;
         }

@@ -27,7 +27,8 @@ void bn_dotf_i2s_scalar(const bn_dotf_args *a)
                 }
             }
             for (size_t panel = 0; panel < a->panels; panel++, vector += BN_VECTOR) {
-                add_vector(vector, a->x + row * a->x_stride + step * BN_STEP, acc + panel * BN_PANEL);
+                add_vector(vector, a->x + row * a->x_stride + step * BN_STEP,
+                           acc + panel * BN_PANEL);
             }
         }
         acc += BN_SUPER;

@@ -8,7 +8,8 @@
 #include "half.h"
 #include "kernel.h"
 
-/* The bits of |x| as an integer have the order of |x| itself, with Inf and NaN above all numbers. */
+/* The bits of |x| as an integer have the order of |x| itself, with Inf and NaN above all numbers.
+ * */
 enum { BN_ABS_BITS = 0x7FFFFFFF, BN_INF_BITS = 0x7F800000 };
 
 typedef struct {

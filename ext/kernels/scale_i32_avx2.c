@@ -1,8 +1,9 @@
 /* scale, AVX2.
  *
- * Numbers  With zero points of 1 the term is an integer of 32 bits, taken modulo 2^32 and rounded once by the
- *          conversion.  Otherwise it is computed in double as kernel.h says.  Products and sums are separate
- *          instructions (-ffp-contract=off holds for intrinsics too), so the bits are those of the scalar kernel.
+ * Numbers  With zero points of 1 the term is an integer of 32 bits, taken modulo 2^32 and rounded
+ *          once by the conversion.  Otherwise it is computed in double as kernel.h says.  Products
+ *          and sums are separate instructions (-ffp-contract=off holds for intrinsics too), so the
+ *          bits are those of the scalar kernel.
  */
 #include <immintrin.h>
 
@@ -16,7 +17,8 @@ static inline __m256i load(const int32_t *from)
 }
 
 /* Sum of (code - 1) q, from 32-bit integers. */
-static inline __m256 ternary_term(const bn_scale_args *a, const int32_t *acc, int64_t sum, size_t at)
+static inline __m256 ternary_term(const bn_scale_args *a, const int32_t *acc, int64_t sum,
+                                  size_t at)
 {
     __m256i product = load(acc);
 

@@ -1,15 +1,17 @@
 /* scale, AVX-512.
  *
- * Numbers  With zero points of 1 the term is an integer of 32 bits, taken modulo 2^32 and rounded once by the
- *          conversion.  Otherwise it is computed in double as kernel.h says.  Products and sums are separate
- *          instructions (-ffp-contract=off holds for intrinsics too), so the bits are those of the scalar kernel.
+ * Numbers  With zero points of 1 the term is an integer of 32 bits, taken modulo 2^32 and rounded
+ *          once by the conversion.  Otherwise it is computed in double as kernel.h says.  Products
+ *          and sums are separate instructions (-ffp-contract=off holds for intrinsics too), so the
+ *          bits are those of the scalar kernel.
  */
 #include <immintrin.h>
 
 #include "kernel.h"
 
 /* Sum of (code - 1) q, from 32-bit integers. */
-static inline __m512 ternary_term(const bn_scale_args *a, const int32_t *acc, int64_t sum, size_t at)
+static inline __m512 ternary_term(const bn_scale_args *a, const int32_t *acc, int64_t sum,
+                                  size_t at)
 {
     __m512i product = _mm512_loadu_si512(acc);
 
@@ -32,8 +34,9 @@ static inline __m256 half_term(const bn_scale_args *a, const int32_t *acc, int64
         const __m256i *codes = (const __m256i *)(a->code_sum + at);
         product = _mm512_mul_pd(product, _mm512_set1_pd(256.0));
         product = _mm512_add_pd(product, _mm512_cvtepi32_pd(_mm256_loadu_si256(low)));
-        product = _mm512_add_pd(
-            product, _mm512_mul_pd(_mm512_cvtepi32_pd(_mm256_loadu_si256(codes)), _mm512_set1_pd(128.0)));
+        product = _mm512_add_pd(product,
+                                _mm512_mul_pd(_mm512_cvtepi32_pd(_mm256_loadu_si256(codes)),
+                                              _mm512_set1_pd(128.0)));
     }
     const __m512d offset = _mm512_mul_pd(zero_point, _mm512_set1_pd((double)sum));
     return _mm512_cvtpd_ps(_mm512_sub_pd(product, offset));

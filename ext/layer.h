@@ -1,0 +1,32 @@
+/* What is inside a bn_matmul: made by matmul.c, used by run.c. */
+#ifndef BN_LAYER_H
+#define BN_LAYER_H
+
+#include "kernel.h"
+#include "matmul.h"
+
+struct bn_matmul {
+    size_t n, k, planes, parts; /* parts: rows of int8 per row of activations; 0 for float ones */
+    bn_groups groups;
+    int bits;
+    float step;
+    uint8_t *panels;   /* planes of bn_panel_bytes each */
+    float *scale;      /* (planes, super-panels, groups, 64) */
+    float *zero_point; /* the same shape, or NULL: all are 1 */
+    int32_t *code_sum; /* the same shape, or NULL where parts < 2 */
+    float *bias;       /* (super-panels, 64) */
+    bn_dot_fn *dot;
+    bn_dotf_fn *dotf;
+    bn_actq_fn *actq;
+    bn_scale_fn *scale_acc;
+    bn_widen_fn *widen;
+    bn_narrow_fn *narrow;
+};
+
+/* Entries before those of super-panel `super` of a plane in scale, zero_point and code_sum. */
+static inline size_t bn_table_offset(const bn_matmul *layer, size_t plane, size_t super)
+{
+    return (plane * bn_super_panels(layer->n) + super) * layer->groups.count * BN_SUPER;
+}
+
+#endif

@@ -1,0 +1,365 @@
+/* Running a packed layer: rows are prepared once (quantized, or copied in float), then tasks
+ * multiply ranges of super-panels with ranges of rows.
+ *
+ * The order of float operations in an output depends on nothing but the layer, so results are the
+ * same bits for every split into tasks. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "layer.h"
+
+/* Rows of activations handled at once: their products fit the stack and the first-level cache. */
+enum { ROW_BLOCK = 16, ACC_BLOCKS = 64 };
+
+/* One call of bn_matmul_run: the rows as the kernels want them, and how the work is split. */
+typedef struct {
+    const bn_matmul *layer;
+    const void *x;
+    void *y;
+    bn_float_type type;
+    size_t m;
+
+    int8_t *q;     /* (m * parts, padded), or NULL with float activations */
+    int64_t *sum;  /* (m, groups) sums of q */
+    float *inv_s;  /* (m) factors of the products; NaN for a row that is not finite */
+    float *xf;     /* (m, padded) float activations, or NULL */
+    float *xf_sum; /* (m, groups) sums of xf */
+    float *wide;   /* (prepare tasks, k) float32 copies of float16 rows, or NULL */
+
+    size_t prepare_rows;           /* rows in a task of prepare() */
+    size_t task_supers, task_rows; /* super-panels and rows in a task of multiply() */
+    size_t row_tasks;              /* tasks that share the same super-panels */
+} call;
+
+/* One row of float activations: padded like q, with its sums. */
+static void copy_row(const call *c, const float *x, size_t row)
+{
+    const bn_groups *groups = &c->layer->groups;
+    float check_sum = 0.0f;
+
+    for (size_t g = 0; g < groups->count; g++) {
+        const size_t length = bn_group_length(groups, g);
+        const float *from = x + g * groups->length;
+        float *to = c->xf + row * groups->padded + g * groups->stride;
+        double sum = 0.0;
+
+        for (size_t i = 0; i < length; i++) {
+            to[i] = from[i];
+            sum += (double)from[i];
+            check_sum += from[i] * 0.0f; /* NaN as soon as a value is not finite */
+        }
+        for (size_t i = length; i < bn_round_up(length, BN_STEP); i++) {
+            to[i] = 0.0f;
+        }
+        c->xf_sum[row * groups->count + g] = (float)sum;
+    }
+    c->inv_s[row] = isnan(check_sum) ? NAN : 1.0f;
+}
+
+static void prepare(void *arg, size_t index)
+{
+    const call *c = arg;
+    const bn_matmul *layer = c->layer;
+    const size_t end = (index + 1) * c->prepare_rows < c->m ? (index + 1) * c->prepare_rows : c->m;
+
+    for (size_t row = index * c->prepare_rows; row < end; row++) {
+        const float *x;
+        if (c->type == BN_FLOAT16) {
+            float *wide = c->wide + index * layer->k;
+            layer->widen(&(bn_widen_args){
+                .x = (const uint16_t *)c->x + row * layer->k, .y = wide, .count = layer->k});
+            x = wide;
+        } else {
+            x = (const float *)c->x + row * layer->k;
+        }
+        if (layer->parts == 0) {
+            copy_row(c, x, row);
+            continue;
+        }
+        layer->actq(&(bn_actq_args){
+            .x = x,
+            .q = c->q + row * layer->parts * layer->groups.padded,
+            .sum = c->sum + row * layer->groups.count,
+            .inv_s = c->inv_s + row,
+            .groups = layer->groups,
+            .q_stride = layer->groups.padded,
+            .step = layer->step,
+            .bits = layer->bits,
+        });
+    }
+}
+
+/* What multiply() is about to add to y (rows, 64): some groups of one plane of one super-panel. */
+typedef struct {
+    size_t super, plane, row, rows, group, groups;
+} block;
+
+/* Where a block's data is. */
+typedef struct {
+    const uint8_t *panel;
+    size_t width;  /* vectors side by side */
+    size_t column; /* first padded input */
+    size_t steps;
+    size_t table; /* offset into scale, zero_point and code_sum */
+} place;
+
+static place locate(const bn_matmul *layer, const block *b)
+{
+    const bn_groups *g = &layer->groups;
+    const size_t column = b->group * g->stride;
+    const size_t last = b->group + b->groups;
+    const size_t end = last == g->count ? g->padded : last * g->stride;
+    place p;
+
+    p.width = bn_super_width(layer->n, b->super);
+    p.column = column;
+    p.steps = (end - column) / BN_STEP;
+    p.panel = layer->panels + b->plane * bn_panel_bytes(layer->n, g) +
+              bn_super_offset(b->super, g) + column / BN_STEP * p.width * BN_VECTOR;
+    p.table = bn_table_offset(layer, b->plane, b->super) + b->group * BN_SUPER;
+    return p;
+}
+
+static void add_integer(const call *c, const block *b, float *y)
+{
+    const bn_matmul *layer = c->layer;
+    const bn_groups *g = &layer->groups;
+    const place p = locate(layer, b);
+    float ones[ROW_BLOCK];
+    int32_t acc[ACC_BLOCKS * BN_SUPER];
+
+    for (size_t i = 0; i < b->rows; i++) {
+        ones[i] = 1.0f;
+    }
+    layer->dot(&(bn_dot_args){
+        .panel = p.panel,
+        .q = c->q + b->row * layer->parts * g->padded + p.column,
+        .acc = acc,
+        .q_stride = g->padded,
+        .rows = b->rows * layer->parts,
+        .panels = p.width,
+        .steps = p.steps,
+        .group_steps = g->stride / BN_STEP,
+    });
+    layer->scale_acc(&(bn_scale_args){
+        .acc = acc,
+        .sum = c->sum + b->row * g->count + b->group,
+        .code_sum = layer->code_sum ? layer->code_sum + p.table : NULL,
+        .scale = layer->scale + p.table,
+        .zero_point = layer->zero_point ? layer->zero_point + p.table : NULL,
+        .factor = g->count == 1 ? c->inv_s + b->row : ones,
+        .y = y,
+        .rows = b->rows,
+        .parts = layer->parts,
+        .groups = b->groups,
+        .sum_stride = g->count,
+        .panels = p.width,
+    });
+}
+
+/* y += scale * (product + (1 - zero_point) * sum), where product is the sum of (code - 1) x. */
+static void add_group(const float *scale, const float *zero_point, const float *product, float sum,
+                      size_t lanes, float *y)
+{
+    for (size_t lane = 0; lane < lanes; lane++) {
+        const float offset = zero_point ? (1.0f - zero_point[lane]) * sum : 0.0f;
+        y[lane] += scale[lane] * (product[lane] + offset);
+    }
+}
+
+static void add_float(const call *c, const block *b, float *y)
+{
+    const bn_matmul *layer = c->layer;
+    const bn_groups *g = &layer->groups;
+    const place p = locate(layer, b);
+    float acc[ACC_BLOCKS * BN_SUPER];
+
+    layer->dotf(&(bn_dotf_args){
+        .panel = p.panel,
+        .x = c->xf + b->row * g->padded + p.column,
+        .acc = acc,
+        .x_stride = g->padded,
+        .rows = b->rows,
+        .panels = p.width,
+        .steps = p.steps,
+        .group_steps = g->stride / BN_STEP,
+    });
+    for (size_t row = 0; row < b->rows; row++) {
+        for (size_t i = 0; i < b->groups; i++) {
+            const size_t at = p.table + i * BN_SUPER;
+            add_group(layer->scale + at, layer->zero_point ? layer->zero_point + at : NULL,
+                      acc + (row * b->groups + i) * BN_SUPER,
+                      c->xf_sum[(b->row + row) * g->count + b->group + i], p.width * BN_PANEL,
+                      y + row * BN_SUPER);
+        }
+    }
+}
+
+/* y (rows, 64) to the caller's matrix: the row's scale where the groups have their own, and bias.
+ * */
+static void finish(const call *c, const block *b, float *y)
+{
+    const bn_matmul *layer = c->layer;
+    const size_t first = b->super * BN_SUPER;
+    const size_t width = layer->n - first < BN_SUPER ? layer->n - first : BN_SUPER;
+    const int rescale = layer->groups.count > 1 || layer->parts == 0;
+
+    for (size_t i = 0; i < b->rows; i++) {
+        const float factor = rescale ? c->inv_s[b->row + i] : 1.0f;
+        const size_t at = (b->row + i) * layer->n + first;
+        float *row = y + i * BN_SUPER;
+        for (size_t lane = 0; lane < BN_SUPER; lane++) {
+            row[lane] = row[lane] * factor + layer->bias[first + lane];
+        }
+        if (c->type == BN_FLOAT16) {
+            layer->narrow(
+                &(bn_narrow_args){.x = row, .y = (uint16_t *)c->y + at, .count = width});
+        } else {
+            memcpy((float *)c->y + at, row, width * sizeof *row);
+        }
+    }
+}
+
+/* One super-panel, at most ROW_BLOCK rows. */
+static void multiply_block(const call *c, size_t super, size_t row, size_t rows)
+{
+    const bn_matmul *layer = c->layer;
+    const size_t acc_rows = rows * (layer->parts ? layer->parts : 1);
+    const size_t most = ACC_BLOCKS / acc_rows;
+    float y[ROW_BLOCK * BN_SUPER];
+    block b = {.super = super, .row = row, .rows = rows};
+
+    memset(y, 0, rows * BN_SUPER * sizeof *y);
+    for (b.plane = 0; b.plane < layer->planes; b.plane++) {
+        for (b.group = 0; b.group < layer->groups.count; b.group += b.groups) {
+            const size_t left = layer->groups.count - b.group;
+            b.groups = left < most ? left : most;
+            if (layer->parts) {
+                add_integer(c, &b, y);
+            } else {
+                add_float(c, &b, y);
+            }
+        }
+    }
+    finish(c, &b, y);
+}
+
+static void multiply(void *arg, size_t index)
+{
+    const call *c = arg;
+    const size_t first_super = index / c->row_tasks * c->task_supers;
+    const size_t first_row = index % c->row_tasks * c->task_rows;
+    const size_t supers = bn_super_panels(c->layer->n);
+    const size_t last_super = first_super + c->task_supers;
+    const size_t end = first_row + c->task_rows < c->m ? first_row + c->task_rows : c->m;
+
+    for (size_t super = first_super; super < last_super && super < supers; super++) {
+        for (size_t row = first_row; row < end; row += ROW_BLOCK) {
+            multiply_block(c, super, row, end - row < ROW_BLOCK ? end - row : ROW_BLOCK);
+        }
+    }
+}
+
+/* ---- splitting the work ---------------------------------------------------------------------- */
+
+/* Rough time of one super-panel with `rows` rows in ns, at 500 products per ns; reading and
+ * unpacking the codes costs about as much as three rows.  Slower machines only get longer tasks.
+ * */
+static size_t estimate_ns(const bn_matmul *layer, size_t rows)
+{
+    const size_t parts = layer->parts ? layer->parts : 8;
+    return layer->planes * layer->groups.padded / 8 * (rows * parts + 3);
+}
+
+enum { INLINE_NS = 20000, TASK_NS = 8000, ROW_TASK_NS = 25000, PREPARE_VALUES = 1 << 15 };
+
+static void split(call *c)
+{
+    const bn_matmul *layer = c->layer;
+    const size_t supers = bn_super_panels(layer->n);
+    const size_t per_row = (estimate_ns(layer, ROW_BLOCK) + ROW_BLOCK - 1) / ROW_BLOCK;
+    const size_t rows = bn_round_up(ROW_TASK_NS / per_row + 1, ROW_BLOCK);
+
+    c->task_rows = rows < c->m ? rows : c->m;
+    c->row_tasks = (c->m - 1) / c->task_rows + 1;
+    c->task_supers = TASK_NS / estimate_ns(layer, c->task_rows) + 1;
+    if (c->task_supers > supers) {
+        c->task_supers = supers;
+    }
+    c->prepare_rows = PREPARE_VALUES / layer->k + 1;
+}
+
+static void run_all(bn_parallel_for *parallel_for, void *context, void (*task)(void *, size_t),
+                    size_t count, call *c)
+{
+    if (parallel_for && count > 1) {
+        parallel_for(context, task, count, c);
+        return;
+    }
+    for (size_t i = 0; i < count; i++) {
+        task(c, i);
+    }
+}
+
+/* Hands out pieces of one allocation; a first pass with memory == NULL measures. */
+typedef struct {
+    char *memory;
+    size_t used;
+} arena;
+
+static void *take(arena *a, size_t count, size_t size)
+{
+    void *piece = a->memory ? a->memory + a->used : NULL;
+    a->used += bn_round_up(count * size, BN_VECTOR);
+    return piece;
+}
+
+static void lay_out(call *c, arena *a, size_t prepare_tasks)
+{
+    const bn_matmul *layer = c->layer;
+    const size_t padded = layer->groups.padded;
+
+    c->inv_s = take(a, c->m, sizeof *c->inv_s);
+    if (layer->parts) {
+        c->q = take(a, c->m * layer->parts * padded, sizeof *c->q);
+        c->sum = take(a, c->m * layer->groups.count, sizeof *c->sum);
+    } else {
+        c->xf = take(a, c->m * padded, sizeof *c->xf);
+        c->xf_sum = take(a, c->m * layer->groups.count, sizeof *c->xf_sum);
+    }
+    if (c->type == BN_FLOAT16) {
+        c->wide = take(a, prepare_tasks * layer->k, sizeof *c->wide);
+    }
+}
+
+const char *bn_matmul_run(const bn_matmul *layer, const void *x, void *y, size_t m,
+                          bn_float_type type, bn_parallel_for *parallel_for, void *context)
+{
+    call c = {.layer = layer, .x = x, .y = y, .type = type, .m = m};
+    arena a = {NULL, 0};
+
+    if (m == 0) {
+        return NULL;
+    }
+    split(&c);
+    const size_t supers = bn_super_panels(layer->n);
+    const size_t prepare_tasks = (m - 1) / c.prepare_rows + 1;
+    const size_t tasks = ((supers - 1) / c.task_supers + 1) * c.row_tasks;
+
+    lay_out(&c, &a, prepare_tasks);
+    a.memory = malloc(a.used);
+    if (!a.memory) {
+        return "out of memory for the quantized activations";
+    }
+    a.used = 0;
+    lay_out(&c, &a, prepare_tasks);
+
+    if (supers * estimate_ns(layer, m) < INLINE_NS) {
+        parallel_for = NULL;
+    }
+    run_all(parallel_for, context, prepare, prepare_tasks, &c);
+    run_all(parallel_for, context, multiply, tasks, &c);
+    free(a.memory);
+    return NULL;
+}
