@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import digits
@@ -69,6 +72,22 @@ def test_eight_bit_activations_are_what_it_was_trained_for(digits_model, feeds, 
     (logits,) = bn.session(tmp_path / "a8.onnx").run(None, feeds)
     assert {layer.activation_bits for layer in report.converted} == {8}
     assert digits.accuracy(logits, digits.splits()[1].labels) >= 0.95
+
+
+@pytest.mark.parametrize("isa", sorted({kernel.isa for kernel in bn.kernels() if kernel.runs_here}))
+def test_logits_are_the_same_bits_on_every_isa(converted, feeds, tmp_path, isa):
+    _, path = converted
+    np.save(tmp_path / "pixels.npy", feeds["pixels"])
+    script = (
+        "import sys, numpy as np, onnx_bitnet as bn; model, folder = sys.argv[1:]; "
+        "pixels = np.load(folder + '/pixels.npy'); "
+        "(logits,) = bn.session(model, threads=2).run(None, {'pixels': pixels}); "
+        "np.save(folder + '/logits.npy', logits)"
+    )
+    environment = os.environ | {"ONNX_BITNET_ISA": isa}
+    subprocess.run([sys.executable, "-c", script, path, tmp_path], check=True, env=environment)
+    (expected,) = bn.session(path, threads=1).run(None, feeds)
+    np.testing.assert_array_equal(np.load(tmp_path / "logits.npy"), expected)
 
 
 def test_conversion_is_reproducible(converted, digits_model, tmp_path):
