@@ -48,7 +48,8 @@ def computed(
             raise EvaluationError(
                 f"{value.name!r}: the model states shape {shape}, it computes to {array.shape}"
             )
-        return ir.Tensor(array, dtype=dtype)
+        # the evaluator may compute in a wider type than the operator's
+        return ir.tensor(array.astype(dtype.numpy(), copy=False), dtype=dtype)
 
     return ir.LazyTensor(data, dtype, ir.Shape(shape), name=value.name)
 

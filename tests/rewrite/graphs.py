@@ -1,7 +1,7 @@
-"""Small graphs, one for each way to write a linear layer; shared by the rewrite tests and the end-to-end tests.
+"""Small graphs, one for each way to write a linear layer, for the rewrite tests and the end-to-end tests.
 
-All weights are exactly ternary, all numbers small multiples of 1/8: every correct order of operations gives the
-same bits.
+All weights are exactly ternary and all numbers small multiples of 1/8, so that every correct order of
+operations gives the same bits.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Case(NamedTuple):
 
 
 def build(
-    text: str,
+    graph: str,
     weights: Mapping[str, np.ndarray | onnx.TensorProto] | None = None,
     *,
     opset: int = 18,
@@ -40,7 +40,7 @@ def build(
     """Make a model of `g (inputs) => (outputs) { nodes }` and named weights."""
     imports = ", ".join([f'"" : {opset}', *(f'"{domain}" : 1' for domain in domains)])
     model = onnx.parser.parse_model(
-        f"<ir_version: {ir_version}, opset_import: [{imports}]>\n{text}\n{functions}"
+        f"<ir_version: {ir_version}, opset_import: [{imports}]>\n{graph}\n{functions}"
     )
     for name, value in (weights or {}).items():
         tensor = value if isinstance(value, onnx.TensorProto) else ir.to_proto(ir.tensor(value))
@@ -60,6 +60,11 @@ def numbers(*shape: int, dtype: type = np.float32, seed: int = 1) -> np.ndarray:
     return (np.random.default_rng((seed, *shape)).integers(-8, 9, shape) / 4).astype(dtype)
 
 
+def text(array: np.ndarray) -> str:
+    """Write the values of an array as ONNX text."""
+    return ", ".join(str(value) for value in array.reshape(-1))
+
+
 def pack(linear: Linear) -> Quantized:
     """Pack an exactly ternary weight, one scale per output."""
     weight = linear.weight.array().astype(np.float32)
@@ -74,10 +79,10 @@ def pack(linear: Linear) -> Quantized:
     return Quantized("i2s", n, k, 0, packed[None], parameters, np.ones_like(parameters), True)
 
 
-def linear_case(text: str, x: tuple[int, ...], converted: int = 1, **options: object) -> Case:
+def linear_case(graph: str, x: tuple[int, ...], converted: int = 1, **options: object) -> Case:
     """A case with one input x."""
     weights = options.pop("weights")
-    return Case(build(text, weights, **options), converted, {"x": numbers(*x)})  # type: ignore[arg-type]
+    return Case(build(graph, weights, **options), converted, {"x": numbers(*x)})  # type: ignore[arg-type]
 
 
 def _tensor(kind: int, array: np.ndarray) -> onnx.TensorProto:
@@ -119,12 +124,12 @@ def _float16() -> Case:
 
 
 def _subgraph(
-    text: str, weights: Mapping[str, np.ndarray], converted: int, x: tuple[int, ...] = (4, K)
+    graph: str, weights: Mapping[str, np.ndarray], converted: int, x: tuple[int, ...] = (4, K)
 ) -> Case:
     feeds = {"x": numbers(*x)}
-    if "bool c" in text:
+    if "bool c" in graph:
         feeds["c"] = np.array(True)
-    return Case(build(text, weights), converted, feeds)
+    return Case(build(graph, weights), converted, feeds)
 
 
 W = {"W": ternary(K, N)}
@@ -194,7 +199,7 @@ MATMULS = {
         weights=W | {"B": numbers(1, 1, N)},
     ),
     "matmul_add_read_twice": linear_case(
-        f"g (float[b, {K}] x) => (float[b, {N}] y, float[b, {N}] p) {{ p = MatMul (x, W) \n y = Add (p, B) }}",
+        f"g (float[b, {K}] x) => (float[b, {N}] y, float[b, {N}] p) {{ p = MatMul (x, W)\ny = Add (p, B) }}",
         (3, K),
         weights=W | B,
     ),
@@ -221,7 +226,7 @@ MATMULS = {
 }
 
 
-def _gemm(attributes: str = "", c: np.ndarray | None = None, *, left: bool = False, **shapes: object) -> Case:
+def _gemm(attributes: str = "", c: np.ndarray | None = None, *, left: bool = False) -> Case:
     trans_a, trans_b = "transA = 1" in attributes, "transB = 1" in attributes
     names = "W, x" if left else "x, W"
     x_turned, w_turned = (trans_b, trans_a) if left else (trans_a, trans_b)
@@ -231,8 +236,10 @@ def _gemm(attributes: str = "", c: np.ndarray | None = None, *, left: bool = Fal
     else:
         x = (K, 5) if x_turned else (5, K)
         weight, y = ternary(N, K) if w_turned else ternary(K, N), (5, N)
-    text = f"g (float[{x[0]}, {x[1]}] x) => (float[{y[0]}, {y[1]}] y) {{ y = Gemm <{attributes}> ({names}{', C' if c is not None else ''}) }}"
-    return linear_case(text.replace(" <>", ""), x, weights={"W": weight} | ({} if c is None else {"C": c}))
+    weights = {"W": weight} | ({} if c is None else {"C": c})
+    inputs = names if c is None else f"{names}, C"
+    node = f"y = Gemm <{attributes}> ({inputs})".replace(" <>", "")
+    return linear_case(f"g (float{list(x)} x) => (float{list(y)} y) {{ {node} }}", x, weights=weights)
 
 
 GEMMS = {
@@ -248,7 +255,7 @@ GEMMS = {
     "gemm_left_row": _gemm("transA = 1, transB = 1", numbers(5), left=True),
     "gemm_dynamic_c": Case(
         build(
-            f"g (float[b, {K}] x, float[b, {N}] c) => (float[b, {N}] y) {{ y = Gemm <beta = 0.5> (x, W, c) }}",
+            f"g (float[b, {K}] x, float[b, {N}] c) => (float[b, {N}] y) {{y = Gemm <beta = 0.5> (x, W, c)}}",
             W,
         ),
         1,
@@ -261,8 +268,8 @@ def _conv(spatial: int, attributes: str = "", bias: bool = False) -> Case:
     dims = ", ".join("hwd"[:spatial])
     weights = {"W": ternary(N, K, *[1] * spatial)} | (B if bias else {})
     names = "x, W, B" if bias else "x, W"
-    text = f"g (float[b, {K}, {dims}] x) => (float[b, {N}, {dims}] y) {{ y = Conv {attributes} ({names}) }}"
-    return linear_case(text, (2, K, 3, 4, 2)[: 2 + spatial], weights=weights)
+    graph = f"g (float[b, {K}, {dims}] x) => (float[b, {N}, {dims}] y) {{ y = Conv {attributes} ({names}) }}"
+    return linear_case(graph, (2, K, 3, 4, 2)[: 2 + spatial], weights=weights)
 
 
 CONVS = {
@@ -278,10 +285,10 @@ def _einsum(equation: str, x: tuple[int, ...], w: tuple[int, ...], y: int, conve
     order = "W, x" if equation.startswith("W:") else "x, W"
     equation = equation.removeprefix("W:")
     dims = [", ".join("?" for _ in range(rank)) for rank in (len(x), y)]
-    text = (
+    graph = (
         f'g (float[{dims[0]}] x) => (float[{dims[1]}] y) {{ y = Einsum <equation = "{equation}"> ({order}) }}'
     )
-    return linear_case(text, x, converted, weights={"W": ternary(*w)})
+    return linear_case(graph, x, converted, weights={"W": ternary(*w)})
 
 
 EINSUMS = {
@@ -302,8 +309,8 @@ _CODES = ternary(K, N, scale=1).astype(np.int8)
 
 def _through(nodes: str, weights: Mapping[str, np.ndarray | onnx.TensorProto], opset: int = 18) -> Case:
     """A MatMul whose weight w comes out of some nodes."""
-    text = f"g (float[b, {K}] x) => (float[b, {N}] y) {{ {nodes} \n y = MatMul (x, w) }}"
-    return linear_case(text, (4, K), weights=weights, opset=opset)
+    graph = f"g (float[b, {K}] x) => (float[b, {N}] y) {{ {nodes} \n y = MatMul (x, w) }}"
+    return linear_case(graph, (4, K), weights=weights, opset=opset)
 
 
 ROADS = {
@@ -348,11 +355,11 @@ ROADS = {
         opset=25,
     ),
     "weight_constant_node": _through(
-        f"w = Constant <value = float[{K}, {N}] {{{', '.join(str(v) for v in ternary(K, N).reshape(-1))}}}> ()",
+        f"w = Constant <value = float[{K}, {N}] {{{text(ternary(K, N))}}}> ()",
         {},
     ),
     "weight_constant_floats": _through(
-        f"v = Constant <value_floats = [{', '.join(str(v) for v in ternary(K * N).reshape(-1))}]> ()"
+        f"v = Constant <value_floats = [{text(ternary(K * N))}]> ()"
         f"\n shape = Constant <value_ints = [{K}, {N}]> () \n w = Reshape (v, shape)",
         {},
     ),
@@ -364,7 +371,7 @@ SUBGRAPHS = {
         f"""g (bool c, float[b, {K}] x) => (float[b, {N}] y) {{
             y = If (c) <
                 then_branch = t () => (float[b, {N}] u) {{
-                    v = Constant <value = float[{K}, {N}] {{{", ".join(str(v) for v in ternary(K, N).reshape(-1))}}}> ()
+                    v = Constant <value = float[{K}, {N}] {{{text(ternary(K, N))}}}> ()
                     u = MatMul (x, v)
                 }},
                 else_branch = e () => (float[b, {N}] o) {{ o = MatMul (x, W) }}
@@ -387,10 +394,12 @@ SUBGRAPHS = {
     ),
     "loop": _subgraph(
         f"""g (float[b, {K}] x) => (float[b, {K}] y) {{
-            y = Loop (trips, yes, x) <body = body (int64 i, bool go, float[b, {K}] h) => (bool go_on, float[b, {K}] out) {{
-                go_on = Identity (go)
-                out = MatMul (h, W)
-            }}>
+            y = Loop (trips, yes, x) <
+                body = body (int64 i, bool go, float[b, {K}] h) => (bool go_on, float[b, {K}] out) {{
+                    go_on = Identity (go)
+                    out = MatMul (h, W)
+                }}
+            >
         }}""",
         {"trips": np.array(2), "yes": np.array(True), "W": ternary(K, K, scale=0.125)},
         1,
@@ -410,8 +419,8 @@ SUBGRAPHS = {
 _WEIGHT_IN_BODY = f"""<domain: "local", opset_import: ["" : 18]>
 Dense (x) => (y)
 {{
-    w = Constant <value = float[{K}, {N}] {{{", ".join(str(v) for v in ternary(K, N).reshape(-1))}}}> ()
-    b = Constant <value = float[{N}] {{{", ".join(str(v) for v in numbers(N))}}}> ()
+    w = Constant <value = float[{K}, {N}] {{{text(ternary(K, N))}}}> ()
+    b = Constant <value = float[{N}] {{{text(numbers(N))}}}> ()
     p = MatMul (x, w)
     y = Add (p, b)
 }}"""
@@ -424,14 +433,21 @@ Project (x, weight) => (y)
 
 FUNCTIONS = {
     "function_weight_in_body": linear_case(
-        f"g (float[b, {K}] x) => (float[b, {N}] y) {{ p = local.Dense (x) \n q = local.Dense (x) \n y = Add (p, q) }}",
+        f"""g (float[b, {K}] x) => (float[b, {N}] y) {{
+            p = local.Dense (x)
+            q = local.Dense (x)
+            y = Add (p, q)
+        }}""",
         (3, K),
         weights={},
         domains=["local"],
         functions=_WEIGHT_IN_BODY,
     ),
     "function_weight_argument": linear_case(
-        f"g (float[b, {K}] x) => (float[b, {N}] y) {{ p = local.Project (x, W) \n y = local.Project (p, V) }}",
+        f"""g (float[b, {K}] x) => (float[b, {N}] y) {{
+            p = local.Project (x, W)
+            y = local.Project (p, V)
+        }}""",
         (3, K),
         2,
         weights={"W": ternary(K, K), "V": ternary(N, K)},
