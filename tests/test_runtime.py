@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -62,6 +63,16 @@ def test_registering_twice_by_hand_is_why_register_remembers(model: Path):
     options.register_custom_ops_library(str(runtime.library_path()))
     with pytest.raises(Exception, match="already set in registry"):
         ort.InferenceSession(str(model), options)
+
+
+def test_threads_may_register_at_the_same_time(model: Path):
+    def work(_: int) -> list[str]:
+        options = ort.SessionOptions()
+        runtime.register(options)
+        return [value.name for value in ort.InferenceSession(str(model), options).get_outputs()]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(work, range(32))) == [["y"]] * 32
 
 
 def test_session_runs_packed_models(model: Path):

@@ -85,7 +85,10 @@ bool bn_read_constant(bn_node *node, size_t index, const char *name, size_t rank
     if (!bn_succeeded(api, ort_KernelInfoGetConstantInput_tensor(api)(node->info, index,
                                                                       &is_constant, &value)) ||
         !is_constant || value == NULL) {
-        return bn_refuse(node, "input %s must be an initializer that is no graph input", name);
+        return bn_refuse(node,
+                         "input %s must be an initializer that is no graph input (before "
+                         "onnxruntime 1.29: one of the node's own graph)",
+                         name);
     }
     if (!read_type_and_shape(api, value, rank, constant)) {
         return bn_refuse(node, "input %s must be a tensor of rank %zu", name, rank);

@@ -7,6 +7,7 @@ import onnx
 import onnxruntime as ort
 import packed
 import pytest
+from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from onnx_bitnet.rewrite import functions
@@ -116,3 +117,21 @@ def test_only_listed_opsets_have_bodies():
     for opset in (10, 27):
         with pytest.raises(ValueError, match=f"opset {opset}: function bodies exist for 11 to 26"):
             functions.matmul_i2s(opset)
+
+
+def test_body_runs_in_a_subgraph_with_an_outer_weight():
+    layer = packed.random_case(8, 8)
+    y = packed.value("y", np.float32, None)
+    then = helper.make_graph([layer.node()], "then", [], [y])
+    other = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "else", [], [y])
+    model = packed.model(
+        [helper.make_node("If", ["cond"], ["z"], then_branch=then, else_branch=other)],
+        layer.initializers(),
+        [packed.value("cond", bool, []), packed.value("x", np.float32, ["m", layer.k])],
+        [packed.value("z", np.float32, None)],
+    )
+    x = packed.rows(8, (4, layer.k))
+    feeds = {"cond": np.array(True), "x": x}
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    assert_close(session.run(None, feeds)[0], layer.expected(x))
+    assert_close(ReferenceEvaluator(model).run(None, feeds)[0], layer.expected(x))
