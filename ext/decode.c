@@ -69,22 +69,23 @@ static void compare_row(bn_weight_type type, const float *w, float *decoded, siz
 {
     enum { LANES = 8 };
     double error[LANES] = {0}, signal[LANES] = {0};
-    uint32_t different = 0, zeros = 0;
+    uint32_t zeros = 0;
     for (size_t i = 0; i < k; i++) {
         const double delta = (double)w[i] - (double)decoded[i];
         error[i % LANES] += delta * delta;
         signal[i % LANES] += (double)w[i] * (double)w[i];
         zeros += decoded[i] == 0;
     }
-    bn_weight_round(type, decoded, k);
-    for (size_t i = 0; i < k; i++)
-        different += w[i] != decoded[i];
     for (size_t j = 0; j < LANES; j++) {
         difference->error += error[j];
         difference->signal += signal[j];
     }
-    difference->different += different;
     difference->zeros += zeros;
+    if (difference->different)
+        return;
+    bn_weight_round(type, decoded, k);
+    for (size_t i = 0; i < k; i++)
+        difference->different |= w[i] != decoded[i];
 }
 
 int bn_compare(const bn_weight *w, const bn_packed *packed, size_t first, size_t last,

@@ -114,7 +114,7 @@ static void group_products(const float *w, size_t count, const bn_step *step, do
     double a[LANES] = {0}, b[LANES] = {0};
     for (size_t i = 0; i < count; i++) {
         const float t = level(w[i], step);
-        a[i % LANES] += (double)(w[i] * step->factor * t);
+        a[i % LANES] += (double)(w[i] * step->factor) * (double)t;
         b[i % LANES] += (double)(t * t);
     }
     products[0] = sum_lanes(a);
@@ -186,7 +186,7 @@ static double sweep(const uint32_t *keys, size_t count, int levels, uint32_t sig
             return best;
         const double to_one = one > 0 ? key_magnitude(keys[one - 1]) : -1;
         const double to_two = two > 0 ? key_magnitude(keys[two - 1]) : -1;
-        if (to_one >= to_two / 3) {
+        if (3 * to_one >= to_two) {
             a += to_one;
             b += 1;
             one--;

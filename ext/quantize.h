@@ -70,8 +70,8 @@ int bn_dequantize(const bn_packed *packed, size_t first, size_t last,
 /* How decoded rows differ from w. */
 typedef struct {
     double error, signal; /* sums of (w - decoded)^2 and w^2 */
-    size_t different;     /* values that differ from w even when rounded to the type of w */
     size_t zeros;         /* values decoded to 0 */
+    int different;        /* whether some value differs from w even when rounded to the type of w */
 } bn_difference;
 
 int bn_compare(const bn_weight *w, const bn_packed *packed, size_t first, size_t last,

@@ -199,8 +199,8 @@ def detect(weight: np.ndarray) -> Exact | None:
     """Find out whether a weight (N, K) is exactly ternary, and with the coarsest groups that will do.
 
     Tried in this order: the whole matrix, each output, blocks of 256, 128, 64 and 32 inputs. Magnitudes must
-    agree bit for bit; -0.0 counts as 0; a weight with NaN or infinity is not ternary. An ordinary weight costs
-    next to nothing: the search ends at the first 32 inputs that do not fit.
+    agree bit for bit; -0.0 counts as 0; a weight with NaN or infinity is not ternary. Ordinary weights are
+    quick: the search ends at the first 32 inputs that do not fit.
     """
     n, k = weight.shape
     magnitude = np.empty((n, -(-k // 32)), np.float32)
@@ -230,6 +230,9 @@ def quantize_layer(weight: np.ndarray, spec: LayerSpec) -> Quantized:
 
     Scales of blocks are stored as float16 when all are normal numbers there (if the spec is exact: when all
     are the same there) and as float32 otherwise, scales of outputs and tensors always as float32.
+
+    Raises:
+        ModelError: the weight holds values near the largest float32, which some codes would overflow.
     """
     if spec.exact is not None:
         return _pack(weight, spec, spec.exact.block_size, *_exact(spec.exact))
@@ -289,7 +292,7 @@ def _quantize_integer(weight: np.ndarray, spec: LayerSpec, granularity: str) -> 
         normal = (s >= np.finfo(scale_type).smallest_normal) & (scale[0] <= np.finfo(scale_type).max)
         if (normal | (most == 0)).all():
             break
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", over="ignore"):
         factor = np.float32(1) / s
     factor[~np.isfinite(factor)] = 0
     packed = _empty(weight, spec, bits // 2)
@@ -319,12 +322,16 @@ def _finish(
     n, k = weight.shape
     spread_scale, spread_zero = (_per_group(a, k, block_size) for a in (scale, zero_point))
 
-    def compare(first: int, last: int) -> tuple[float, float, int, int]:
+    def compare(first: int, last: int) -> tuple[float, float, bool, int]:
         return _native.compare(weight, packed, spread_scale, spread_zero, block_size, first, last)
 
     parts = scales.over_rows(weight, compare)
     error, signal, different, zeros = (sum(values) for values in zip(*parts, strict=True))
-    lossless = different == 0
+    if not np.isfinite(error):
+        raise ModelError(
+            "weight: values near the largest float32 overflow when decoded; keep this layer with a rule"
+        )
+    lossless = not different
     sqnr_db = None if lossless else float(10 * np.log10(signal / error))
     return Quantized(
         spec.format, n, k, block_size, packed, scale, zero_point, lossless, sqnr_db, zeros / (n * k)

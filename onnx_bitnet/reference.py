@@ -286,7 +286,7 @@ def least_squares(w: np.ndarray, levels: int) -> np.float32:
     for sign in (1.0, -1.0)[: levels - 2]:
         v = sign * w.astype(np.float64)
         positive = v[v > 0] if levels == 4 else v[:0]
-        event = np.concatenate([np.abs(v), positive / 3])
+        event = np.concatenate([3 * np.abs(v), positive])
         order = np.argsort(-event, kind="stable")
         a = np.cumsum(np.concatenate([np.abs(v), positive])[order])
         b = np.cumsum(np.repeat([1.0, 3.0], [v.size, positive.size])[order])
@@ -313,7 +313,7 @@ def quantize_integer(
     largest = np.array([[np.abs(group).max() for group in row] for row in groups], np.float32)
     s = (largest / top).astype(scale_type).astype(np.float32)
     s = ((s.view(np.uint32) + 0x80) & 0xFFFFFF00).view(np.float32)
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", over="ignore"):
         factor = np.float32(1) / s
     factor[~np.isfinite(factor)] = 0  # zeros, or weights too small for float32 arithmetic
     q = [

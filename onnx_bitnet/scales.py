@@ -21,7 +21,6 @@ _CHUNK = 1 << 19  # weights: some hundred microseconds of work
 _MAX_HISTOGRAMS = 16  # at a time in memory: 1 MiB each, or 8 MiB when refined
 _SLOTS = 16
 _BINS = 1 << 16
-_INF = np.float32(np.inf)
 
 
 def over_rows(
@@ -101,7 +100,8 @@ def exact_steps(scale: np.ndarray) -> np.ndarray:
 def _nearest(scale: np.ndarray, levels: int) -> np.ndarray:
     """Return the steps that take the nearest level of scale * {-1, 0, 1} or scale * {-1, 0, 1, 2}."""
     size = np.abs(scale)
-    high = size * np.float32(1.5) if levels == 4 else np.full_like(size, _INF)
+    with np.errstate(over="ignore"):
+        high = size * np.float32(1.5) if levels == 4 else np.full_like(size, np.inf)
     return np.stack([np.sign(scale), size * np.float32(0.5), high, scale], axis=-1)
 
 
@@ -134,7 +134,8 @@ def _fit_mean(
         factor, low = np.float32(1) / scale, np.full_like(mean, 0.5)
     else:
         factor, low = sign, np.float32(0.7) * mean
-    high = np.float32(3) * low if levels == 4 else np.full_like(low, _INF)
+    with np.errstate(over="ignore"):
+        high = np.float32(3) * low if levels == 4 else np.full_like(low, np.inf)
     if rounding == "twn":
         trial = np.stack([factor, low, high, low], axis=-1)
         a, b = _products(weight, np.concatenate([steps, trial[None]]), granularity)
@@ -241,10 +242,10 @@ def _refined(weight: np.ndarray, steps: np.ndarray, bins: np.ndarray) -> _Values
 def _undecided(low: np.ndarray, high: np.ndarray, values: _Values, levels: int) -> np.ndarray:
     """Return which bins, of magnitudes low .. high, a threshold of the least-squares optimum may cut.
 
-    As scale s falls, a weight joins level 1 at s = 2|w|, which adds |w| to A = sum(t w) and 1 to B = sum(t^2), and
-    level 2 at s = 2w/3, which adds w and 3. At the optimum s = A / B. While s is in the range of one bin, the
-    bins above have joined and those below have not: this bounds A, B and so A / B. A bin is out when no s in its
-    range can equal A / B.
+    As scale s falls, a weight joins level 1 at s = 2|w|: |w| is added to A = sum(t w), 1 to B = sum(t^2). It
+    joins level 2 at s = 2w/3, which adds w and 3. At the optimum s = A / B. While s is in the range of a bin,
+    bins above have joined and bins below have not: this bounds A, B and so A / B. A bin is out when no s in
+    its range can equal A / B.
     """
     undecided = np.zeros(low.size, bool)
     for flip in (False, True)[: levels - 2]:
@@ -277,7 +278,7 @@ def _best_scale(values: _Values, levels: int) -> float:
     best_gain, best = -1.0, 0.0
     for flip in (False, True)[: levels - 2]:
         second = (negative == flip) & (magnitude > 0) if levels == 4 else np.zeros(count.size, bool)
-        event = np.concatenate([magnitude, magnitude[second] / 3])
+        event = np.concatenate([3 * magnitude, magnitude[second]])
         order = np.argsort(-event, kind="stable")
         a = np.cumsum(np.concatenate([magnitude * count, magnitude[second] * count[second]])[order])
         b = np.cumsum(np.concatenate([count, 3 * count[second]])[order])
