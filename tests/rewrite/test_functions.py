@@ -25,7 +25,12 @@ def run(model: onnx.ModelProto, x: np.ndarray, level: str = "all") -> np.ndarray
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = LEVELS[level]
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    try:
+        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        if "Current official support for domain ai.onnx is till opset" in str(error):
+            pytest.skip(f"onnxruntime {ort.__version__} does not know opset {model.opset_import[0].version}")
+        raise
     return session.run(None, {"x": x})[0]
 
 
