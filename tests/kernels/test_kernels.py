@@ -1,0 +1,236 @@
+"""Every row of ext/kernels.inc against the NumPy oracle: same bits, nothing touched outside the buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from onnx_bitnet import _native, reference
+from onnx_bitnet.kernels import Kernel, kernels
+
+Guarded = Callable[[np.ndarray], np.ndarray]
+
+EDGES = [*range(1, 131), 255, 256, 257, 2047, 2048, 2049]
+
+
+def every(op: str) -> pytest.MarkDecorator:
+    """Run a test once for each kernel of an op; those that this CPU lacks are skipped."""
+    rows = [
+        pytest.param(
+            kernel,
+            id=str(kernel),
+            marks=pytest.mark.skipif(not kernel.runs_here, reason=f"this CPU lacks {kernel.isa}"),
+        )
+        for kernel in kernels()
+        if kernel.op == op
+    ]
+    return pytest.mark.parametrize("kernel", rows)
+
+
+def blocks(array: np.ndarray, block_size: int) -> list[np.ndarray]:
+    """Cut the last axis into groups."""
+    k = array.shape[-1]
+    return [array[..., start : start + (block_size or k)] for start in reference.group_starts(k, block_size)]
+
+
+def pad_groups(array: np.ndarray, block_size: int) -> np.ndarray:
+    """Pad each group of the last axis with zeros to a multiple of 16."""
+    padded = [
+        np.pad(block, [(0, 0)] * (block.ndim - 1) + [(0, -block.shape[-1] % 16)])
+        for block in blocks(array, block_size)
+    ]
+    return np.ascontiguousarray(np.concatenate(padded, axis=-1))
+
+
+def run_dot(
+    guarded: Guarded,
+    entry: Callable[..., None],
+    kernel: Kernel,
+    codes: np.ndarray,
+    x: np.ndarray,
+    block_size: int,
+) -> np.ndarray:
+    """Multiply rows x (M, K) with codes (N, K), super-panel by super-panel; return (M, N, groups)."""
+    n, k = codes.shape
+    panels, _ = _native.panels(reference.pack_i2s(codes), k, block_size)
+    groups = len(reference.group_starts(k, block_size))
+    x = guarded(pad_groups(x, block_size))
+    dtype = np.int32 if x.dtype == np.int8 else np.float32
+    out = []
+    for first in range(0, n, 64):
+        width = min(4, -(-(n - first) // 16))
+        offset = first // 16 * x.shape[1] // 16 * 64
+        panel = guarded(panels[offset : offset + x.shape[1] // 16 * width * 64])
+        acc = guarded(np.full((x.shape[0], groups, 64), 77, dtype))
+        group_steps = -(-min(block_size or k, k) // 16)
+        entry(panel, x, acc, panels=width, group_steps=group_steps, isa=kernel.isa)
+        assert (acc[:, :, width * 16 :] == 77).all()
+        out.append(acc[:, :, : width * 16].transpose(0, 2, 1))
+    return np.concatenate(out, axis=1)[:, :n]
+
+
+def expected_dot(codes: np.ndarray, x: np.ndarray, block_size: int) -> np.ndarray:
+    """Return the exact sums of code * x (M, N, groups), in float64."""
+    pairs = zip(
+        blocks(codes.astype(np.float64), block_size), blocks(x.astype(np.float64), block_size), strict=True
+    )
+    return np.stack([xs @ cs.T for cs, xs in pairs], axis=-1)
+
+
+def dot_shapes() -> Iterator[tuple[int, int, int, int]]:
+    """Yield (m, n, k, block_size) around the edges of steps, panels, super-panels, row blocks and groups."""
+    rng = np.random.default_rng(1)
+    for k in EDGES:
+        yield int(rng.integers(1, 10)), int(rng.integers(1, 70)), k, 0
+    for n in range(1, 131):
+        yield int(rng.integers(1, 10)), n, 40, 0
+    for m in range(1, 10):
+        for n in (16, 64, 80, 128):
+            yield m, n, 200, 0
+            yield m, n, 200, 48
+    for k in (1, 15, 16, 17, 100, 257):
+        for block_size in (1, 5, 16, 32, 64, 100):
+            yield 3, 70, k, block_size
+
+
+@every("dot")
+def test_dot_equals_reference(kernel: Kernel, guarded: Guarded) -> None:
+    rng = np.random.default_rng(0)
+    for m, n, k, block_size in dot_shapes():
+        codes = rng.integers(0, 4, (n, k), np.uint8)
+        q = rng.integers(-128, 128, (m, k)).astype(np.int8)
+        got = run_dot(guarded, _native.dot, kernel, codes, q, block_size)
+        assert np.array_equal(got, expected_dot(codes, q, block_size)), (m, n, k, block_size)
+
+
+@every("dot")
+@pytest.mark.parametrize("q", [127, -128])
+@pytest.mark.parametrize("code", [0, 1, 2, 3])
+def test_dot_does_not_overflow(kernel: Kernel, guarded: Guarded, code: int, q: int) -> None:
+    for m, n, k in ((1, 64, 2049), (4, 64, 2064), (5, 17, 8192), (1, 16, 2**18), (2, 16, 2**18)):
+        got = run_dot(
+            guarded, _native.dot, kernel, np.full((n, k), code, np.uint8), np.full((m, k), q, np.int8), 0
+        )
+        assert (got == code * q * k).all(), (m, n, k)
+
+
+@every("dot")
+def test_dot_counts_each_input_once(kernel: Kernel, guarded: Guarded) -> None:
+    codes = np.zeros((64, 48), np.uint8)
+    codes[np.arange(64), np.arange(64) % 48] = 3
+    q = np.arange(-24, 24, dtype=np.int8)[None].repeat(5, axis=0)
+    got = run_dot(guarded, _native.dot, kernel, codes, q, 0)
+    assert np.array_equal(got, expected_dot(codes, q, 0))
+
+
+@every("dotf")
+def test_dotf_is_close_to_reference(kernel: Kernel, guarded: Guarded) -> None:
+    rng = np.random.default_rng(0)
+    for m, n, k, block_size in dot_shapes():
+        codes = rng.integers(0, 4, (n, k), np.uint8)
+        x = rng.normal(size=(m, k)).astype(np.float32) + np.float32(1)
+        got = run_dot(guarded, _native.dotf, kernel, codes, x, block_size)
+        t = codes.astype(np.int8) - 1
+        size = expected_dot(np.abs(t), np.abs(x), block_size)
+        assert (np.abs(got - expected_dot(t, x, block_size)) <= 2e-6 * size).all(), (m, n, k, block_size)
+
+
+def activation_rows(k: int) -> Iterator[np.ndarray]:
+    """Yield rows that are ordinary, tiny, huge, tied between two integers, or not finite."""
+    rng = np.random.default_rng(k)
+    x = rng.normal(size=k).astype(np.float32)
+    yield x
+    yield x * np.float32(1e-7)
+    yield x * np.float32(1e-42)
+    yield x * np.float32(6e37)
+    yield rng.integers(-254, 255, k).astype(np.float32) / 2
+    yield np.zeros(k, np.float32)
+    yield np.full(k, -3.0, np.float32)
+    yield np.float32(1e30) ** rng.choice([-1, 0, 1], k).astype(np.float32)
+    for bad in (np.nan, np.inf, -np.inf):
+        broken = x.copy()
+        broken[rng.integers(k)] = bad
+        yield broken
+
+
+@every("actq")
+@pytest.mark.parametrize("bits", [8, 16])
+def test_actq_equals_reference(kernel: Kernel, guarded: Guarded, bits: int) -> None:
+    for k in (*range(1, 36), 63, 64, 65, 130, 255, 256, 257, 2049):
+        for x in activation_rows(k):
+            for block_size, step in ((0, 0.0), (0, 1.0), (0, 0.013), (16, 0.0), (32, 0.5), (11, 0.0)):
+                check_actq(kernel, guarded, x, bits, block_size, np.float32(step))
+        if k == 1:
+            check_actq(kernel, guarded, np.float32([1e-5]), bits, 0, np.float32(0))
+
+
+def check_actq(
+    kernel: Kernel, guarded: Guarded, x: np.ndarray, bits: int, block_size: int, step: np.float32
+) -> None:
+    q, inv_s = reference.quantize_rows(x[None], bits, step)
+    padded = pad_groups(q[0], block_size)
+    parts = [padded] if bits == 8 else [padded >> 8, (padded & 255) - 128]
+    sums = guarded(np.zeros(len(reference.group_starts(x.size, block_size)), np.int64))
+    got = guarded(np.zeros((bits // 8, pad_groups(x, block_size).size), np.int8))
+    got_inv_s = _native.actq(
+        guarded(x), got, sums, block_size=block_size, bits=bits, step=step, isa=kernel.isa
+    )
+    assert np.array_equal(np.float32(got_inv_s), inv_s[0], equal_nan=True)
+    assert np.array_equal(sums, [block.sum() for block in blocks(q, block_size)])
+    if not np.isnan(inv_s[0]):
+        assert np.array_equal(got, parts)
+
+
+@every("scale")
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("zero_point", ["implied", "1.5", "any"])
+def test_scale_equals_scalar(kernel: Kernel, guarded: Guarded, parts: int, zero_point: str) -> None:
+    rng = np.random.default_rng(parts)
+    for rows, groups, panels in ((1, 1, 4), (3, 1, 1), (2, 5, 3), (16, 4, 4), (5, 2, 2)):
+        high = 2**28 if parts == 1 else 2**20
+        acc = guarded(rng.integers(-high, high, (parts * rows, groups, 64)).astype(np.int32))
+        sums = guarded(rng.integers(-high, high, (rows, groups)))
+        code_sum = guarded(rng.integers(0, 2**20, (groups, 64)).astype(np.int32))
+        scale = guarded(rng.normal(size=(groups, 64)).astype(np.float32))
+        zeros = {
+            "implied": None,
+            "1.5": guarded(np.full((groups, 64), 1.5, np.float32)),
+            "any": guarded(rng.normal(size=(groups, 64)).astype(np.float32)),
+        }[zero_point]
+        factor = guarded(rng.random(rows, np.float32))
+        start = rng.normal(size=(rows, 64)).astype(np.float32)
+        got, expected = guarded(start), guarded(start)
+        for y, isa in ((got, kernel.isa), (expected, "scalar")):
+            _native.scale(acc, sums, code_sum, scale, zeros, factor, y, panels=panels, isa=isa)
+        assert np.array_equal(got, expected)
+        assert np.array_equal(got[:, panels * 16 :], start[:, panels * 16 :])
+        assert not np.array_equal(got[:, : panels * 16], start[:, : panels * 16])
+
+
+@every("widen")
+def test_widen_equals_numpy(kernel: Kernel, guarded: Guarded) -> None:
+    halves = np.arange(2**16, dtype=np.uint16)
+    for count in (*range(1, 20), halves.size):
+        x = guarded(halves[-count:])
+        y = guarded(np.zeros(count, np.float32))
+        _native.widen(x, y, isa=kernel.isa)
+        assert np.array_equal(y, x.view(np.float16).astype(np.float32), equal_nan=True)
+
+
+@every("narrow")
+def test_narrow_equals_numpy(kernel: Kernel, guarded: Guarded) -> None:
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
+    bits = np.random.default_rng(0).integers(0, 2**32, 2**16, np.uint32)
+    with np.errstate(invalid="ignore"):
+        ties = ((halves[:-1].astype(np.float64) + halves[1:]) / 2).astype(np.float32)
+        above = np.nextafter(ties, np.float32(np.inf))
+    for values in (halves, ties, above, bits.view(np.float32)):
+        for count in (1, 7, 8, 9, values.size):
+            x = guarded(values[-count:])
+            y = guarded(np.zeros(count, np.uint16))
+            _native.narrow(x, y, isa=kernel.isa)
+            with np.errstate(over="ignore", invalid="ignore"):
+                expected = x.astype(np.float16)
+            assert np.array_equal(y.view(np.float16), expected, equal_nan=True)

@@ -1,0 +1,61 @@
+"""Panels hold the codes where ext/layout.h draws them, and corrupt padding is refused."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from onnx_bitnet import _native, reference
+
+
+def panel_bytes(codes: np.ndarray, block_size: int) -> np.ndarray:
+    """Compute the panels of one plane (N, K) from the picture in ext/layout.h, code by code."""
+    n, k = codes.shape
+    blocks = []
+    for start in reference.group_starts(k, block_size):
+        block = codes[:, start : start + (block_size or k)]
+        blocks.append(np.pad(block, [(0, -n % 16), (0, -block.shape[1] % 16)], constant_values=1))
+    padded = np.concatenate(blocks, axis=1)
+    out = []
+    for first in range(0, padded.shape[0], 64):
+        # (panels, 16 outputs, steps, 4 fields, 4 inputs) to (steps, panels, 16 outputs, 4 inputs, 4 fields)
+        fields = (
+            padded[first : first + 64].reshape(-1, 16, padded.shape[1] // 16, 4, 4).transpose(2, 0, 1, 4, 3)
+        )
+        out.append((fields << np.array([0, 2, 4, 6], np.uint8)).sum(axis=-1, dtype=np.uint8).reshape(-1))
+    return np.concatenate(out)
+
+
+@pytest.mark.parametrize("block_size", [0, 1, 5, 16, 32, 100])
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (16, 16), (17, 15), (64, 33), (65, 130), (130, 257), (200, 7)])
+def test_panels_are_as_drawn(n: int, k: int, block_size: int) -> None:
+    codes = np.random.default_rng(n * k).integers(0, 4, (n, k), np.uint8)
+    panels, code_sum = _native.panels(reference.pack_i2s(codes), k, block_size)
+    assert np.array_equal(panels, panel_bytes(codes, block_size))
+    for g, start in enumerate(reference.group_starts(k, block_size)):
+        block = codes[:, start : start + (block_size or k)]
+        expected = block.sum(axis=1) + -block.shape[1] % 16
+        assert np.array_equal(code_sum[:, g].reshape(-1)[:n], expected)
+
+
+def test_panels_are_the_same_bytes_everywhere() -> None:
+    codes = (np.arange(70 * 300).reshape(70, 300) * 7 // 5 % 4).astype(np.uint8)
+    panels, _ = _native.panels(reference.pack_i2s(codes), 300, 48)
+    assert hashlib.sha256(panels.tobytes()).hexdigest() == (
+        "62fe0e7a920cd551cf3511ee92a2f62285569d50153c026e49ce65c938b0c08f"
+    )
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5, 30])
+def test_padding_other_than_one_is_refused(k: int) -> None:
+    packed = reference.pack_i2s(np.ones((3, k), np.uint8))
+    packed[1, -1] ^= 0x80
+    with pytest.raises(ValueError, match="a code past K is not 1"):
+        _native.panels(packed, k)
+
+
+def test_wrong_row_length_is_refused() -> None:
+    with pytest.raises(ValueError, match="rows of 2 bytes, K = 9 needs 3"):
+        _native.panels(np.full((4, 2), 0x55, np.uint8), 9)
