@@ -39,3 +39,8 @@ class Refused(BitNetError):
     """A strict conversion met a layer that it cannot pack."""
 
     exit_code = 4
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of someone else's error in one line that is not too long."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -35,7 +35,8 @@ def _only_reader(value: ir.Value) -> ir.Node | None:
     if len(uses) != 1 or value.is_graph_output():
         return None
     (use,) = uses
-    return use.node if len(use.node.inputs) == 2 and None not in use.node.inputs else None
+    whole = len(use.node.inputs) == 2 and None not in use.node.inputs and len(use.node.outputs) == 1
+    return use.node if whole else None
 
 
 def _is_bias(constant: Constant, linear: Linear) -> bool:

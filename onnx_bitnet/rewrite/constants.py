@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from onnx_bitnet.errors import EvaluationError, ModelError
-from onnx_bitnet.rewrite.evaluate import computed
+from onnx_bitnet.errors import EvaluationError, ModelError, one_line
+from onnx_bitnet.rewrite.evaluate import computed, load
 from onnx_bitnet.rewrite.origins import OpId
 
 
@@ -89,13 +89,7 @@ class Constant:
             ModelError: the tensor's data cannot be read.
             EvaluationError: the subgraph that makes it cannot be computed.
         """
-        try:
-            array: np.ndarray = self.tensor.numpy()
-        except ModelError:
-            raise
-        except (OSError, ValueError, TypeError, OverflowError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ModelError(f"weight {self.name!r}: cannot read its data: {reason}") from None
+        array = load(self.tensor, self.name)
         for view in self.views:
             array = getattr(array, view.method)(view.value)
         # One multiplication of float32: a ternary weight stays ternary, its scale is rounded once.
@@ -142,12 +136,12 @@ def find(value: ir.Value, imports: Mapping[str, int], functions: Mapping[OpId, i
     rearrangers: list[ir.Node] = []
     while stored_tensor(value) is None:
         node = value.producer()
-        if node is None or node.inputs[0] is None or not _rearranges(node):
+        if node is None or not _rearranges(node) or node.inputs[0] is None:
             break
         rearrangers.append(node)
         value = node.inputs[0]
     tensor = stored_tensor(value) or computed(value, imports, functions)
-    constant = Constant(value, tensor, tuple(tensor.shape.numpy()))
+    constant = Constant(value, tensor, _checked_shape(tensor, value.name))
     for node in reversed(rearrangers):
         constant = _rearranged(constant, node)
     return constant
@@ -170,6 +164,17 @@ def stored_tensor(value: ir.Value) -> ir.TensorProtocol | None:
     if attribute.name in ("value_int", "value_ints"):
         return ir.Tensor(np.array(attribute.value, np.int64))
     return None
+
+
+def _checked_shape(tensor: ir.TensorProtocol, name: str | None) -> tuple[int, ...]:
+    """Return the shape of a tensor whose shape and type make sense."""
+    try:
+        shape, _ = tensor.shape.numpy(), tensor.dtype
+        if min(shape, default=0) < 0:
+            raise ValueError(f"its shape is {list(shape)}")
+    except ValueError as error:
+        raise ModelError(f"weight {name!r}: {one_line(error)}; the model is not valid") from None
+    return tuple(shape)
 
 
 def _rearranges(node: ir.Node) -> bool:
@@ -230,5 +235,7 @@ def _target(shape: tuple[int, ...], target: Sequence[int], allowzero: int) -> tu
 def _unsqueezed(shape: tuple[int, ...], axes: Sequence[int]) -> tuple[int, ...]:
     rank = len(shape) + len(axes)
     ones = {axis % rank for axis in axes}
+    if len(ones) < len(axes):
+        raise ValueError
     dims = iter(shape)
     return tuple(1 if i in ones else next(dims) for i in range(rank))

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
+from onnx_bitnet.errors import ModelError
 from onnx_bitnet.report import Reason
 from onnx_bitnet.rewrite.origins import NotConstant
 from onnx_bitnet.rewrite.records import Linear, Refusal, Reshaping, Site, operand
@@ -17,7 +18,7 @@ def match(site: Site) -> Linear | Refusal:
     if isinstance(constant, NotConstant):
         return site.refuse(constant.reason, constant.detail)
     rank = len(constant.shape)
-    if not 3 <= rank <= 5 or 0 in constant.shape:
+    if not 3 <= rank <= 5:
         return site.refuse(Reason.WEIGHT_RANK, f"weight {constant.name!r} has shape {list(constant.shape)}")
     why = _not_pointwise(site.node, constant.shape)
     if why:
@@ -34,6 +35,8 @@ def match(site: Site) -> Linear | Refusal:
     bias = site.constant(operand(site.node, 2))
     if isinstance(bias, NotConstant):
         return site.refuse(bias.reason, f"bias: {bias.detail}", linear.weight)
+    if bias.shape != (linear.weight.n,):
+        raise ModelError(f"{site.name!r}: a bias of shape {list(bias.shape)} for {linear.weight.n} outputs")
     return replace(linear, bias=bias)
 
 

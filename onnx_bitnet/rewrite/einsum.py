@@ -76,8 +76,6 @@ def _not_linear(equation: _Equation, weight_term: str, constant: Constant) -> tu
         return Reason.EINSUM_NOT_LINEAR, "a letter occurs twice in one operand"
     if len(constant.shape) != len(weight) or (_ELLIPSIS in weight_term and _ELLIPSIS not in y):
         return Reason.EINSUM_NOT_LINEAR, f"the weight of shape {list(constant.shape)} is {weight_term!r}"
-    if 0 in constant.shape:
-        return Reason.WEIGHT_RANK, f"weight {constant.name!r} of shape {list(constant.shape)} is empty"
     if any(c in x and c in y for c in weight):
         return Reason.WEIGHT_BATCHED, "the operands share a letter that is not summed over"
     if not equation.contracted or set(equation.lead + equation.free) != set(y):

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from onnx_bitnet.errors import EvaluationError
+from onnx_bitnet.errors import EvaluationError, ModelError, one_line
 from onnx_bitnet.rewrite.origins import OpId
 
 # Initializers up to this many elements may be shapes and axes, which shape inference needs to see.
@@ -84,18 +84,36 @@ def _measured(
 def _run(value: ir.Value, imports: Mapping[str, int], functions: Mapping[OpId, ir.Function]) -> np.ndarray:
     """Compute the value, in the type that the evaluator gives it."""
     nodes, leaves = _extract(value)
-    feeds = {str(leaf.name): leaf.const_value.numpy() for leaf in leaves if leaf.const_value is not None}
+    feeds = {
+        str(leaf.name): load(leaf.const_value, leaf.name) for leaf in leaves if leaf.const_value is not None
+    }
     try:
         proto = _model(value, nodes, leaves, [], imports, functions)
         evaluator = ReferenceEvaluator(proto, new_ops=_missing_ops(imports))
         with np.errstate(all="ignore"):
             (array,) = cast(list[object], evaluator.run(None, feeds))
     except Exception as error:  # the evaluator raises whatever NumPy and its own ops raise
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise EvaluationError(f"{value.name!r}: its constant subgraph cannot be computed: {reason}") from None
+        raise EvaluationError(
+            f"{value.name!r}: its constant subgraph cannot be computed: {one_line(error)}"
+        ) from None
     if not isinstance(array, (np.ndarray, np.generic)) or array.dtype == object:
         raise EvaluationError(f"{value.name!r}: its constant subgraph does not make a tensor of numbers")
     return np.asarray(array)
+
+
+def load(tensor: ir.TensorProtocol, name: str | None) -> np.ndarray:
+    """Return a tensor's data.
+
+    Raises:
+        ModelError: the file it is in is missing or too short, or the tensor contradicts itself.
+        EvaluationError: it is a computed one, and that failed.
+    """
+    try:
+        return tensor.numpy()
+    except ModelError:
+        raise
+    except (OSError, ValueError, TypeError, OverflowError, AssertionError, MemoryError) as error:
+        raise ModelError(f"weight {name!r}: cannot read its data: {one_line(error)}") from None
 
 
 class DequantizeLinear(OpRun):

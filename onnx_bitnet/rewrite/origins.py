@@ -104,7 +104,7 @@ def why_not(value: ir.Value, facts: Facts) -> NotConstant:
         if node.inputs and _all_known(node, facts.known) and not _is_random(node):
             what = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
             return NotConstant(Reason.WEIGHT_NOT_EVALUATED, f"{value.name!r} is computed by {what}")
-        if node.domain or node.op_type not in _TRANSPARENT or node.inputs[0] is None:
+        if node.domain or node.op_type not in _TRANSPARENT or not node.inputs or node.inputs[0] is None:
             return NotConstant(
                 Reason.WEIGHT_NOT_CONSTANT,
                 f"{value.name!r} is computed by {node.op_type} from changing values",

@@ -134,12 +134,11 @@ class Site:
 
     def matrix(self, weight: Constant) -> Constant | Refusal:
         """Return the matrix that a weight of any rank is, without its batch dimensions of one."""
-        *batch, rows, columns = weight.shape if len(weight.shape) > 1 else (0, 0)
-        if len(weight.shape) < 2 or 0 in weight.shape:
-            what = "is no matrix" if len(weight.shape) < 2 else "is empty"
+        if len(weight.shape) < 2:
             return self.refuse(
-                Reason.WEIGHT_RANK, f"weight {weight.name!r} of shape {list(weight.shape)} {what}"
+                Reason.WEIGHT_RANK, f"weight {weight.name!r} of shape {list(weight.shape)} is no matrix"
             )
+        *batch, rows, columns = weight.shape
         if any(dim != 1 for dim in batch):
             return self.refuse(
                 Reason.WEIGHT_BATCHED,

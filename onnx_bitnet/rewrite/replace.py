@@ -87,8 +87,9 @@ def replace(
     """Replace one layer by the packed op and return that.
 
     The op keeps the node's name, doc string and metadata, and y keeps its name. The packed weight is stored
-    where the float weight is, so that layers in other graphs can share it; it is shared by layers that have
-    an equal `weight.key` and the same `quantized` object. The float weight stays until `cleanup`.
+    in the node's own graph, since onnxruntime before 1.29 hides those of outer graphs from custom ops; layers
+    of one graph share it if they have an equal `weight.key` and the same `quantized` object. The float weight
+    stays until `cleanup`.
 
     Args:
         model: changed in place: also its functions, opset imports and, if too old for functions, IR version.
@@ -137,6 +138,9 @@ class _Edit:
         self.linear = linear
         self.shared = shared
         self.nodes: list[ir.Node] = []
+        graph = linear.node.graph
+        assert isinstance(graph, ir.Graph)
+        self.graph = graph
 
     def name(self) -> str:
         """The name of the packed op: that of the old node unless it has none or shares it with another."""
@@ -176,14 +180,13 @@ class _Edit:
         return self.op("Add", [value, addend])
 
     def packed(self, quantized: Quantized) -> Iterator[ir.Value]:
-        """Yield weight, scale and zero point, in the graph that the float weight is in."""
+        """Yield weight, scale and zero point."""
         weight = self.linear.weight
-        owner = weight.source.graph or self.linear.root
         base = weight.name
         tensors = {"i2s": quantized.weight, "scale": quantized.scale, "zero_point": quantized.zero_point}
         for suffix, array in tensors.items():
             key = (weight.key, id(quantized), suffix)
-            yield self.shared.constant(owner, key, f"{base}.{suffix}", array, alive=quantized)
+            yield self.shared.constant(self.graph, key, f"{base}.{suffix}", array, alive=quantized)
 
     def bias(self) -> ir.Value:
         """The bias as a float32 (N,) value: the model's own where it is that already."""
@@ -195,23 +198,23 @@ class _Edit:
             and bias.key == (bias.source, (), 1.0)
             and bias.dtype == ir.DataType.FLOAT
             and bias.shape == (n,)
+            and bias.source.graph is self.graph
         ):
             return bias.source
         array = np.broadcast_to(bias.array().astype(np.float32).reshape(-1), (n,))
-        owner = bias.source.graph or self.linear.root
-        return self.shared.constant(owner, (bias.key, n), f"{bias.name}.bias", np.ascontiguousarray(array))
+        return self.shared.constant(
+            self.graph, (bias.key, n), f"{bias.name}.bias", np.ascontiguousarray(array)
+        )
 
     def _constant(self, name: str, array: np.ndarray) -> ir.Value:
-        """A small constant that belongs to no weight; once in the outermost graph, by its name."""
-        return self.shared.constant(self.linear.root, name, name, array)
+        """A small constant that belongs to no weight; once in each graph, by its name."""
+        return self.shared.constant(self.graph, name, name, array)
 
     def splice(self, y: ir.Value) -> None:
         """Put the nodes in the place of the last old one and give y the old value's name and readers."""
         old = self.linear.y
-        graph = self.linear.node.graph
-        assert graph is not None
         removed = (self.linear.node, *self.linear.absorbed)
-        graph.insert_before(removed[-1], self.nodes)
+        self.graph.insert_before(removed[-1], self.nodes)
         self.shared.names.discard(str(y.name))
         y.name, y.shape, y.doc_string = old.name, old.shape, old.doc_string
         y.type = old.type or y.type
@@ -219,7 +222,7 @@ class _Edit:
         y.meta.update(old.meta)
         old.replace_all_uses_with(y, replace_graph_outputs=True)
         inputs = [value for node in removed for value in node.inputs if value is not None]
-        graph.remove(removed, safe=True)
+        self.graph.remove(removed, safe=True)
         release(inputs)
 
 

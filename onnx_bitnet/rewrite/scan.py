@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 
 import onnx_ir as ir
+from onnx_ir.passes import PreconditionError
 from onnx_ir.passes.common import InlinePass
 
-from onnx_bitnet.errors import ModelError
+from onnx_bitnet.errors import ModelError, one_line
 from onnx_bitnet.report import Reason
 from onnx_bitnet.rewrite import conv, einsum, gemm, matmul
 from onnx_bitnet.rewrite.bias import absorb_add
@@ -73,7 +74,10 @@ def inline_weight_arguments(model: ir.Model) -> None:
         targets = {target for target in targets if _can_inline(model, target)}
         if not targets:
             return
-        InlinePass(criteria=lambda function: function.identifier() in targets)(model)  # noqa: B023
+        try:
+            InlinePass(criteria=lambda function: function.identifier() in targets)(model)  # noqa: B023
+        except (RuntimeError, ValueError, PreconditionError) as error:
+            raise ModelError(f"functions of the model cannot be inlined: {one_line(error)}") from None
         _import_domains(model)
 
 
@@ -88,7 +92,12 @@ def _can_inline(model: ir.Model, target: OpId) -> bool:
         for node in graph.all_nodes()
         if node.op_identifier() == target
     ]
-    return all(len(node.inputs) <= len(function.inputs) and not any(subgraphs(node)) for node in calls)
+    return all(
+        len(node.inputs) <= len(function.inputs)
+        and len(node.outputs) == len(function.outputs)
+        and not any(subgraphs(node))
+        for node in calls
+    )
 
 
 def _import_domains(model: ir.Model) -> None:
@@ -113,7 +122,7 @@ def _sites(model: ir.Model, facts: Facts) -> Iterator[Site]:
         for (node, where), root in zip(found, roots, strict=True)
         if node.outputs and node.outputs[0] not in facts.known
     ]
-    natural = [node.name or node.outputs[0].name or node.op_type for node, _, _ in candidates]
+    natural = [_label(node) for node, _, _ in candidates]
     taken = set(natural)
     given: set[str] = set()
     for name, (node, where, root) in zip(natural, candidates, strict=True):
@@ -129,8 +138,12 @@ def _nodes(graph: ir.Graph, where: str) -> Iterator[tuple[ir.Node, str]]:
         if kind in MATCHERS or kind in _QUANTIZED:
             yield node, where
         for name, body in subgraphs(node):
-            inside = f"node {node.name or node.outputs[0].name} / {name}"
+            inside = f"node {_label(node)} / {name}"
             yield from _nodes(body, f"{where} / {inside}" if where else inside)
+
+
+def _label(node: ir.Node) -> str:
+    return node.name or (node.outputs and node.outputs[0].name) or node.op_type
 
 
 def _examine(site: Site) -> Linear | Refusal:

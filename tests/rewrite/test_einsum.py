@@ -70,10 +70,6 @@ def test_two_changing_operands_are_refused():
     assert refused("bqd,bkd->bqk", (1, 1), "x, x").reason is Reason.WEIGHT_NOT_CONSTANT
 
 
-def test_empty_weight_is_refused():
-    assert refused("bsd,dn->bsn", (3, 0)).reason is Reason.WEIGHT_RANK
-
-
 def test_ellipsis_of_unknown_rank_is_refused():
     found = find_one(
         build(
