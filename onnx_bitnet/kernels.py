@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from onnx_bitnet import _native
@@ -39,8 +40,12 @@ def kernels() -> list[Kernel]:
     """
     try:
         _native.allowed_isas()
-    except ValueError as error:
-        raise RecipeError(str(error)) from error
+    except ValueError:
+        known = ", ".join(name for name, runs_here in _native.isas() if runs_here)
+        asked = os.environ.get("ONNX_BITNET_ISA")
+        raise RecipeError(
+            f"ONNX_BITNET_ISA={asked}: not an instruction set that runs here; use {known}"
+        ) from None
     runs_here = dict(_native.isas())
     return [
         Kernel(op, format, isa, runs_here[isa], chosen=_native.find(op, format) == isa)

@@ -84,7 +84,7 @@ def test_an_unknown_isa_is_an_error(monkeypatch: pytest.MonkeyPatch, value: str)
     monkeypatch.setenv("ONNX_BITNET_ISA", value)
     with pytest.raises(ValueError, match="ONNX_BITNET_ISA names no instruction set"):
         _native.allowed_isas()
-    with pytest.raises(RecipeError, match="ONNX_BITNET_ISA names no instruction set"):
+    with pytest.raises(RecipeError, match=r"ONNX_BITNET_ISA=.* not an instruction set that runs here"):
         kernels()
 
 
