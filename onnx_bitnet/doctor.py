@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_bitnet import _native, reference, runtime
-from onnx_bitnet.errors import BitNetError
+from onnx_bitnet.errors import BitNetError, RuntimeMissing
 from onnx_bitnet.rewrite.functions import DOMAIN, VERSION, matmul_i2s
 
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -137,10 +137,14 @@ def _kernels(isa: str) -> str:
 def _session() -> str:
     ort = runtime.import_onnxruntime()
     options = ort.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is raised
     runtime.register(options)
     for sample in _samples():
-        session = ort.InferenceSession(_model(sample), options, providers=["CPUExecutionProvider"])
-        (got,) = session.run(None, {"x": sample.x})
+        try:
+            session = ort.InferenceSession(_model(sample), options, providers=["CPUExecutionProvider"])
+            (got,) = session.run(None, {"x": sample.x})
+        except Exception as error:
+            raise RuntimeMissing(f"onnxruntime {ort.__version__}: {runtime.one_line(error)}") from error
         if not np.array_equal(got, sample.expected):
             raise ValueError("results differ from the oracle")
     return f"onnxruntime {ort.__version__}: bit for bit equal to the oracle"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -123,24 +123,36 @@ def staged(model: ir.Model, output: Path) -> Iterator[Path]:
     Raises:
         OutputError: the files cannot be written, for instance because the disk is full.
     """
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    except OSError as error:
-        raise OutputError(f"{output}: cannot write there: {error.strerror}") from None
+    folder = output.with_name(f".{output.name}.{uuid.uuid4().hex[:12]}")
     try:
         staging = folder / output.name
         _write(model, staging, output)
         yield staging
-        for staged_file, target in (
-            (data_path(staging), data_path(output)),
-            (staging, output),
-        ):
-            if staged_file.exists():
-                staged_file.replace(target)
-            elif target is not output:
-                target.unlink(missing_ok=True)  # the data file of an overwritten model, now stale
+        _install(staging, output)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _install(staging: Path, output: Path) -> None:
+    """Move model and data into place together: if that is interrupted, what was there before comes back."""
+    targets = {data_path(staging): data_path(output), staging: output}
+    old = staging.parent / "old"
+    old.mkdir()
+    placed = []
+    try:
+        for target in targets.values():
+            if target.exists():
+                target.replace(old / target.name)
+        for file, target in targets.items():
+            if file.exists():
+                placed.append(target)
+                file.replace(target)
+    except BaseException:
+        for target in placed:
+            target.unlink(missing_ok=True)
+        for file in old.iterdir():
+            file.replace(output.with_name(file.name))
+        raise
 
 
 def _write(model: ir.Model, staging: Path, output: Path) -> None:
@@ -152,6 +164,7 @@ def _write(model: ir.Model, staging: Path, output: Path) -> None:
     )
     external = weights > INLINE_LIMIT or any(external_tensors(model))
     try:
+        staging.parent.mkdir()
         ir.save(
             model,
             staging,

@@ -97,7 +97,7 @@ def inspect(path: str | Path) -> Inspection:
 
 
 def _describe(packed: PackedNode) -> PackedLayer:
-    weight, scale, zero_point = (tensor.numpy() for tensor in packed.tensors)
+    weight, scale, zero_point = packed.arrays()
     planes = weight.shape[0]
     counts = np.zeros(4, dtype=np.int64)
     layout = FORMATS[packed.format]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -153,6 +154,26 @@ def test_an_overwritten_model_stays_when_the_check_fails(tmp_path):
     with pytest.raises(RuntimeError), files.staged(linear_model(), output):
         raise RuntimeError
     assert output.read_bytes() == b"old"
+
+
+def test_an_interrupt_between_the_two_files_brings_the_old_ones_back(tmp_path, monkeypatch):
+    output = tmp_path / "out.onnx"
+    output.write_bytes(b"old")
+    files.data_path(output).write_bytes(b"old data")
+    replace = Path.replace
+
+    def interrupted(self, target):
+        if target == output and self.parent.name.startswith(".out.onnx."):
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), files.staged(linear_model(1024), output):
+        pass
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        "out.onnx": b"old",
+        "out.onnx.data": b"old data",
+    }
 
 
 def test_the_data_file_of_an_overwritten_model_goes(tmp_path):

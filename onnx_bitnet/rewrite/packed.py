@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from onnx_bitnet.errors import ModelError
@@ -40,6 +41,19 @@ class PackedNode:
     block_size: int
     activation_bits: int
     tensors: _Tensors
+
+    def arrays(self) -> list[np.ndarray]:
+        """Load weight, scale and zero point.
+
+        Raises:
+            ModelError: the file holds fewer or more bytes than their shapes need.
+        """
+        try:
+            return [tensor.numpy() for tensor in self.tensors]
+        except (ValueError, OSError) as error:
+            raise ModelError(
+                f"packed node {self.layer!r}: its data is damaged: {error}; {_WAY_OUT}"
+            ) from None
 
 
 def packed_nodes(model: ir.Model) -> Iterator[PackedNode]:

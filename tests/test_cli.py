@@ -1,0 +1,147 @@
+"""The command line: results on stdout, errors on stderr in one line, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_convert import K, chain, ordinary, ternary
+
+
+def run(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "onnx_bitnet", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+
+
+@pytest.fixture
+def model(tmp_path):
+    return chain(tmp_path / "model.onnx", {"a": ternary(K), "b": ordinary(8)})
+
+
+@pytest.fixture
+def packed(model):
+    assert run("convert", model).returncode == 0
+    return model.with_name("model.bitnet.onnx")
+
+
+def test_convert_names_its_output_and_sums_up(model):
+    done = run("convert", model)
+    assert done.returncode == 0
+    assert model.with_name("model.bitnet.onnx").exists()
+    assert "lossless: 1 of 2 linear layers packed" in done.stdout
+    assert "[not-ternary]" in done.stdout
+    assert done.stderr == ""
+
+
+def test_json_is_one_document(model, packed):
+    for arguments, schema in (
+        (("plan", model), "report"),
+        (("convert", model, "--force"), "report"),
+        (("inspect", packed), "inspection"),
+        (("validate", model, packed), "validation"),
+        (("kernels",), "kernels"),
+        (("doctor",), "doctor"),
+    ):
+        done = run(*arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["schema"] == f"onnx_bitnet.{schema}/1"
+
+
+def test_options_win_over_the_recipe_file(model, tmp_path):
+    (tmp_path / "recipe.toml").write_text('mode = "ternary"\nplanes = 2\n')
+    options = ("--planes", "3", "--activation-bits", "8", "--keep", "*.a", "--keep-last")
+    done = run("plan", model, "--recipe", tmp_path / "recipe.toml", *options, "--json")
+    recipe = json.loads(done.stdout)["recipe"]
+    assert (recipe["mode"], recipe["planes"], recipe["activation_bits"]) == ("ternary", 3, 8)
+    assert recipe["keep_last"]
+    assert recipe["rules"][0]["match"] == "*.a"
+
+
+def test_verbose_shows_every_layer(model):
+    assert "layer.b" not in run("convert", model).stdout
+    assert "layer.b" in run("convert", model, "--force", "-v").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("convert", "missing.onnx"), 1, "missing.onnx: cannot read the model"),
+        (("convert", "model.onnx", "--mode", "fast"), 2, "mode = 'fast' is not known"),
+        (("convert", "model.onnx", "--activation-bits", "many"), 2, "activation_bits = 'many'"),
+        (("convert", "model.onnx", "--keep", "nothing"), 2, "rule 'nothing' matches no layer"),
+        (("convert", "model.onnx", "--recipe", "no.toml"), 2, "no.toml: cannot read the recipe"),
+        (("convert", "model.onnx", "model.onnx", "--force"), 1, "is part of the input model"),
+        (("convert", "model.onnx", "--strict"), 4, "strict: 1 of 2 layers are refused"),
+        (("inspect", "missing.onnx"), 1, "missing.onnx: cannot read the model"),
+        (("validate", "model.onnx", "missing.onnx"), 1, "missing.onnx: cannot read the model"),
+        (("validate", "model.onnx", "model.onnx", "--data", "no.npz"), 1, "no.npz"),
+        (("validate", "model.onnx", "model.onnx", "--dim", "batch"), 2, "write NAME=SIZE"),
+    ],
+)
+def test_errors_are_one_line_and_an_exit_code(model, arguments, code, message):
+    done = run(*arguments, cwd=model.parent)
+    assert done.returncode == code
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_wrong_usage_exits_with_2():
+    assert run("convert").returncode == 2
+    assert run("nonsense").returncode == 2
+    assert run("convert", "a", "--nonsense").returncode == 2
+
+
+def test_gates_exit_with_3(model, packed, tmp_path):
+    np.savez(tmp_path / "data.npz", x=np.random.default_rng(0).standard_normal((2, K), np.float32))
+    command = ("validate", model, packed, "--data", tmp_path / "data.npz")
+    assert run(*command, "--min-sqnr", "40", "--min-cosine", "0.99").returncode == 0
+    failed = run(*command, "--min-sqnr", "300")
+    assert failed.returncode == 3
+    assert failed.stderr.startswith("gate failed: output 'b.y': SQNR")
+
+
+def test_an_unknown_instruction_set_is_said(monkeypatch):
+    monkeypatch.setenv("ONNX_BITNET_ISA", "mmx")
+    done = run("kernels")
+    assert done.returncode == 2
+    assert "ONNX_BITNET_ISA=mmx: not an instruction set that runs here; use scalar" in done.stderr
+    assert run("doctor").returncode == 1
+
+
+def test_an_interrupt_leaves_nothing(tmp_path):
+    source = chain(tmp_path / "in.onnx", {f"w{i}": ordinary(1024, 1024, seed=i) for i in range(24)})
+    command = [
+        sys.executable,
+        "-m",
+        "onnx_bitnet",
+        "convert",
+        source,
+        tmp_path / "out.onnx",
+        "--mode",
+        "ternary",
+    ]
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        )
+        deadline = time.monotonic() + 60
+        while (
+            not list(tmp_path.glob(".out.onnx.*")) and process.poll() is None and time.monotonic() < deadline
+        ):
+            time.sleep(0.001)
+        process.send_signal(number)
+        _, error = process.communicate(timeout=60)
+        assert process.returncode == code, error
+        assert [path.name for path in tmp_path.iterdir()] == ["in.onnx"]

@@ -1,0 +1,268 @@
+"""Convert and plan: the order of the steps, sharing, modes, rules, and what a conversion never does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+import onnx_bitnet as bn
+from onnx_bitnet import files
+from onnx_bitnet.errors import ModelError, OutputError, RecipeError, Refused
+from onnx_bitnet.report import Reason
+from onnx_bitnet.rewrite.packed import packed_nodes
+
+K = 64
+
+
+def ternary(n: int = 32, k: int = K, scale: float = 0.25, seed: int = 0) -> np.ndarray:
+    return (np.random.default_rng(seed).integers(-1, 2, (k, n)) * scale).astype(np.float32)
+
+
+def ordinary(n: int = 32, k: int = K, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((k, n), np.float32)
+
+
+def chain(path: Path, weights: dict[str, np.ndarray], op_type: str = "MatMul") -> Path:
+    """Save a model with one layer after the other, each named after its weight."""
+    nodes, x = [], "x"
+    for name in weights:
+        nodes.append(onnx.helper.make_node(op_type, [x, name], [f"{name}.y"], name=f"layer.{name}"))
+        x = f"{name}.y"
+    first, *_, last = (*weights.values(), *weights.values())
+    graph = onnx.helper.make_graph(
+        nodes,
+        "chain",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["M", first.shape[0]])],
+        [onnx.helper.make_tensor_value_info(x, onnx.TensorProto.FLOAT, ["M", last.shape[1]])],
+        [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    model = onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8, producer_name="test"
+    )
+    onnx.save(model, path)
+    return path
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """A ternary, an ordinary, and another ternary layer."""
+    return chain(tmp_path / "in.onnx", {"a": ternary(K), "b": ordinary(K), "c": ternary(8, seed=2)})
+
+
+def test_auto_packs_what_is_ternary_and_says_what_it_leaves(mixed, tmp_path):
+    report = bn.convert(mixed, tmp_path / "out.onnx")
+    assert [layer.name for layer in report.converted] == ["layer.a", "layer.c"]
+    assert [(layer.name, layer.reason) for layer in report.kept] == [("layer.b", Reason.NOT_TERNARY)]
+    assert report.lossless
+    assert "mode 'auto' left 1 layers float" in report.notes[0]
+    assert report.output_bytes == (tmp_path / "out.onnx").stat().st_size < report.source_bytes
+
+
+def test_lossless_packs_the_same_and_notes_nothing(mixed, tmp_path):
+    report = bn.convert(mixed, tmp_path / "out.onnx", {"mode": "lossless"})
+    assert len(report.converted) == 2
+    assert report.notes == ()
+
+
+def test_ternary_packs_everything_and_counts_the_loss(mixed, tmp_path):
+    report = bn.convert(mixed, tmp_path / "out.onnx", bn.Recipe(mode="ternary"))
+    assert [layer.lossless for layer in report.layers] == [True, False, True]
+    assert not report.lossless
+    assert 5 < report.layers[1].sqnr_db < 12
+
+
+def test_results_are_those_of_the_dequantized_weights(mixed, tmp_path):
+    bn.convert(mixed, tmp_path / "out.onnx", bn.Recipe(mode="ternary", activation_bits=32))
+    x = np.random.default_rng(0).standard_normal((3, K), np.float32)
+    (got,) = bn.session(tmp_path / "out.onnx").run(None, {"x": x})
+    packed = bn.quantize(np.ascontiguousarray(ordinary(K).T), {"mode": "ternary"}).dequantize()
+    expected = x @ ternary(K) @ packed.T @ ternary(8, seed=2)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("rules", "names"),
+    [
+        ([("*.b", "keep")], ["layer.a", "layer.c"]),
+        ([{"match": "*", "min_size": 4000, "keep": True}], ["layer.c"]),
+        ([{"op_type": "MatMul", "keep": True}], []),
+        ([("re:[ab]$", {"planes": 2}), ("*", "keep")], ["layer.a", "layer.b"]),
+    ],
+)
+def test_the_first_rule_that_fits_decides(mixed, tmp_path, rules, names):
+    report = bn.convert(mixed, tmp_path / "out.onnx", {"mode": "ternary", "rules": rules})
+    assert [layer.name for layer in report.converted] == names
+    assert all(layer.reason is Reason.KEPT_BY_RULE for layer in report.kept)
+
+
+def test_a_rule_may_ask_for_more_than_the_mode(mixed, tmp_path):
+    rules = [("*.b", {"mode": "ternary", "planes": 3, "granularity": "channel", "activation_bits": 8})]
+    report = bn.convert(mixed, tmp_path / "out.onnx", {"rules": rules})
+    layer = report.layers[1]
+    assert (layer.planes, layer.granularity, layer.activation_bits) == (3, "channel", 8)
+
+
+@pytest.mark.parametrize(("action", "planes", "sqnr"), [("int4", 2, 17), ("int8", 4, 38)])
+def test_integers_are_planes(mixed, tmp_path, action, planes, sqnr):
+    report = bn.convert(mixed, tmp_path / "out.onnx", {"rules": [("*.b", action)]})
+    assert report.layers[1].planes == planes
+    assert report.layers[1].sqnr_db > sqnr
+
+
+def test_first_and_last_can_be_kept(mixed, tmp_path):
+    report = bn.convert(mixed, tmp_path / "out.onnx", {"keep_first": True, "keep_last": True})
+    assert [layer.reason for layer in report.layers] == [
+        Reason.KEPT_FIRST,
+        Reason.NOT_TERNARY,
+        Reason.KEPT_LAST,
+    ]
+
+
+def test_tied_weights_are_packed_once(tmp_path):
+    model = onnx.load(chain(tmp_path / "in.onnx", {"a": ternary(K), "b": ternary(K)}))
+    model.graph.node[1].input[1] = "a"
+    onnx.save(model, tmp_path / "tied.onnx")
+    report = bn.convert(tmp_path / "tied.onnx", tmp_path / "out.onnx")
+    assert [layer.shared_with for layer in report.layers] == [None, "layer.a"]
+    names = [tensor.name for tensor in onnx.load(tmp_path / "out.onnx").graph.initializer]
+    assert sum(name.endswith(".i2s") for name in names) == 1
+
+
+def test_a_plan_says_the_same_and_writes_nothing(mixed, tmp_path):
+    before = sorted(tmp_path.iterdir())
+    plan = bn.plan(mixed, {"mode": "ternary"})
+    assert sorted(tmp_path.iterdir()) == before
+    report = bn.convert(mixed, tmp_path / "out.onnx", {"mode": "ternary"})
+    assert plan.layers == report.layers
+    assert plan.output is None
+
+
+def test_the_same_input_gives_the_same_bytes(mixed, tmp_path):
+    for name in ("1", "2"):
+        (tmp_path / name).mkdir()
+        bn.convert(mixed, tmp_path / name / "out.onnx", {"mode": "ternary"})
+    assert (tmp_path / "1/out.onnx").read_bytes() == (tmp_path / "2/out.onnx").read_bytes()
+
+
+def test_the_effective_recipe_is_in_the_file_and_converts_alike(mixed, tmp_path):
+    bn.convert(mixed, tmp_path / "a.onnx", {"mode": "ternary", "rules": [("*.b", {"planes": 2})]})
+    metadata = {entry.key: entry.value for entry in onnx.load(tmp_path / "a.onnx").metadata_props}
+    assert metadata["onnx_bitnet.version"]
+    bn.convert(mixed, tmp_path / "b.onnx", json.loads(metadata["onnx_bitnet.recipe"]))
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_converting_twice_changes_nothing_more(mixed, tmp_path):
+    bn.convert(mixed, tmp_path / "once.onnx")
+    report = bn.convert(tmp_path / "once.onnx", tmp_path / "twice.onnx")
+    assert report.converted == ()
+    assert (tmp_path / "once.onnx").read_bytes() == (tmp_path / "twice.onnx").read_bytes()
+
+
+def test_the_input_is_not_touched(mixed, tmp_path):
+    before = mixed.read_bytes(), mixed.stat().st_mtime_ns
+    bn.convert(mixed, tmp_path / "out.onnx", {"mode": "ternary"})
+    assert (mixed.read_bytes(), mixed.stat().st_mtime_ns) == before
+
+
+def test_large_weights_come_and_go_in_data_files(tmp_path):
+    source = chain(tmp_path / "inline.onnx", {"a": ternary(2048, 2048)})
+    ir.save(ir.load(source), tmp_path / "in.onnx", external_data="in.data")
+    report = bn.convert(tmp_path / "in.onnx", tmp_path / "out.onnx")
+    assert report.source_bytes > 2048 * 2048 * 4
+    (packed,) = packed_nodes(files.read(tmp_path / "out.onnx").model)
+    assert isinstance(packed.tensors[0], ir.ExternalTensor)
+    x = np.random.default_rng(0).standard_normal((2, 2048), np.float32)
+    (got,) = bn.session(tmp_path / "out.onnx").run(None, {"x": x})
+    np.testing.assert_allclose(got, x @ ternary(2048, 2048), rtol=1e-3, atol=1e-2)
+
+
+def test_progress_counts_the_layers(mixed, tmp_path):
+    seen = []
+    bn.convert(mixed, tmp_path / "out.onnx", progress=lambda *call: seen.append(call))
+    assert seen == [(0, 3, "layer.a"), (1, 3, "layer.b"), (2, 3, "layer.c"), (3, 3, "")]
+
+
+def test_unused_data_is_mentioned(mixed, tmp_path):
+    report = bn.convert(mixed, tmp_path / "out.onnx", {"mode": "lossless"}, data=[{"x": 0}])
+    assert report.notes == ("the calibration data was not used: no step of this recipe needs any",)
+
+
+def bad(path: Path, change) -> Path:
+    weight = ordinary(K)
+    return chain(path, {"a": change(weight)})
+
+
+def set_first(value):
+    def change(weight):
+        weight[3, 5] = value
+        return weight
+
+    return change
+
+
+@pytest.mark.parametrize("mode", ["auto", "lossless", "ternary"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            set_first(np.nan),
+            r"layer.a: weight holds 1 NaN or infinite values, the first \(nan\) at output 5, input 3",
+        ),
+        (set_first(-np.inf), r"layer.a: weight holds 1 NaN or infinite values, the first \(-inf\)"),
+        (lambda weight: weight[:, :0], r"layer.a: weight of shape \(0, 64\) is empty"),
+        (lambda weight: weight[:0], r"layer.a: weight of shape \(64, 0\) is empty"),
+    ],
+)
+def test_a_weight_that_cannot_be_is_an_error(tmp_path, mode, change, message):
+    source = bad(tmp_path / "in.onnx", change)
+    with pytest.raises(ModelError, match=message) as error:
+        bn.convert(source, tmp_path / "out.onnx", {"mode": mode})
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out.onnx").exists()
+    report = bn.convert(source, tmp_path / "out.onnx", {"mode": mode, "rules": [("*", "keep")]})
+    assert report.converted == ()
+
+
+def test_a_rule_that_fits_nothing_is_an_error_with_near_misses(mixed, tmp_path):
+    with pytest.raises(RecipeError, match=r"rule 'layr.a' matches no layer; near misses: layer.a"):
+        bn.convert(mixed, tmp_path / "out.onnx", {"rules": [("layr.a", "keep")]})
+    with pytest.raises(RecipeError, match=r"rule '\*' for Gemm matches no layer"):
+        bn.convert(mixed, tmp_path / "out.onnx", {"rules": [{"op_type": "Gemm", "keep": True}]})
+
+
+def test_an_existing_output_is_refused_or_replaced(mixed, tmp_path):
+    (tmp_path / "out.onnx").write_bytes(b"precious")
+    with pytest.raises(OutputError, match="exists already"):
+        bn.convert(mixed, tmp_path / "out.onnx")
+    assert (tmp_path / "out.onnx").read_bytes() == b"precious"
+    bn.convert(mixed, tmp_path / "out.onnx", force=True)
+    assert len(list(packed_nodes(ir.load(tmp_path / "out.onnx")))) == 2
+
+
+def test_strict_writes_nothing_when_a_layer_is_refused(mixed, tmp_path):
+    with pytest.raises(Refused, match=r"1 of 3 layers are refused, the first is 'layer.b': not-ternary"):
+        bn.convert(mixed, tmp_path / "out.onnx", strict=True)
+    assert not (tmp_path / "out.onnx").exists()
+    bn.convert(mixed, tmp_path / "out.onnx", {"rules": [("*.b", "keep")]}, strict=True)
+
+
+def test_a_damaged_write_is_noticed_and_leaves_nothing(mixed, tmp_path, monkeypatch):
+    save = ir.save
+
+    def damage(model, path, **options):
+        save(model, path, **options)
+        data = bytearray(Path(path).read_bytes())
+        at = data.index(bn.quantize(np.ascontiguousarray(ternary(K).T)).weight.tobytes())
+        data[at + 7] ^= 2
+        Path(path).write_bytes(data)
+
+    monkeypatch.setattr(ir, "save", damage)
+    with pytest.raises(OutputError, match=r"layer 'layer.a' decodes to other values than were written"):
+        bn.convert(mixed, tmp_path / "out.onnx")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.onnx"]
