@@ -70,12 +70,16 @@ static void compare_row(bn_weight_type type, const float *w, float *decoded, siz
     enum { LANES = 8 };
     double error[LANES] = {0}, signal[LANES] = {0};
     uint32_t zeros = 0;
-    for (size_t i = 0; i < k; i++) {
-        const double delta = (double)w[i] - (double)decoded[i];
-        error[i % LANES] += delta * delta;
-        signal[i % LANES] += (double)w[i] * (double)w[i];
-        zeros += decoded[i] == 0;
+    for (size_t i = 0; i < k; i += LANES) {
+        const size_t lanes = k - i < LANES ? k - i : LANES;
+        for (size_t j = 0; j < lanes; j++) {
+            const double delta = (double)w[i + j] - (double)decoded[i + j];
+            error[j] += delta * delta;
+            signal[j] += (double)w[i + j] * (double)w[i + j];
+        }
     }
+    for (size_t i = 0; i < k; i++)
+        zeros += decoded[i] == 0;
     for (size_t j = 0; j < LANES; j++) {
         difference->error += error[j];
         difference->signal += signal[j];

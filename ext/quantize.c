@@ -10,6 +10,7 @@
 
 #include "half.h"
 #include "layout.h"
+#include "least_squares.h"
 
 enum { LANES = 8 };
 
@@ -140,83 +141,6 @@ int bn_products(const bn_weight *w, const bn_grid *grid, size_t first, size_t la
     return 0;
 }
 
-/* Sorts by value, lowest first: four stable passes by byte, those with a single value skipped. */
-static void sort_keys(uint32_t *keys, uint32_t *spare, size_t count)
-{
-    size_t start[4][256] = {{0}};
-    for (size_t i = 0; i < count; i++)
-        for (unsigned pass = 0; pass < 4; pass++)
-            start[pass][keys[i] >> 8 * pass & 255]++;
-    uint32_t *from = keys, *to = spare;
-    for (unsigned pass = 0; pass < 4; pass++) {
-        size_t *next = start[pass];
-        if (next[from[0] >> 8 * pass & 255] == count)
-            continue;
-        for (size_t value = 0, sum = 0; value < 256; value++) {
-            const size_t here = next[value];
-            next[value] = sum;
-            sum += here;
-        }
-        for (size_t i = 0; i < count; i++)
-            to[next[from[i] >> 8 * pass & 255]++] = from[i];
-        uint32_t *swap = from;
-        from = to;
-        to = swap;
-    }
-    if (from != keys)
-        memcpy(keys, from, count * sizeof *keys);
-}
-
-/* A key is the pattern of |w| with the sign below it, so keys sort by |w|. */
-static double key_magnitude(uint32_t key)
-{
-    return (double)bn_float_from_bits(key >> 1);
-}
-
-/* The sweep of reference.least_squares over sorted keys, for scales of one sign: a weight counts as
- * positive when the last bit of its key is `sign`.  Returns the gain A^2 / B of the best scale. */
-static double sweep(const uint32_t *keys, size_t count, int levels, uint32_t sign, double *scale)
-{
-    double a = 0, b = 0, best = -1;
-    size_t one = count, two = levels == 4 ? count : 0; /* weights not yet at level +-1, at level 2 */
-    for (;;) {
-        while (two > 0 && ((keys[two - 1] & 1) != sign || keys[two - 1] >> 1 == 0))
-            two--;
-        if (one == 0 && two == 0)
-            return best;
-        const double to_one = one > 0 ? key_magnitude(keys[one - 1]) : -1;
-        const double to_two = two > 0 ? key_magnitude(keys[two - 1]) : -1;
-        if (3 * to_one >= to_two) {
-            a += to_one;
-            b += 1;
-            one--;
-        } else {
-            a += to_two;
-            b += 3;
-            two--;
-        }
-        const double gain = a * a / b;
-        if (gain > best) {
-            best = gain;
-            *scale = a / b;
-        }
-    }
-}
-
-static float group_least_squares(const float *w, size_t count, int levels, uint32_t *keys)
-{
-    for (size_t i = 0; i < count; i++) {
-        const uint32_t bits = bn_float_bits(w[i]);
-        keys[i] = bits << 1 | bits >> 31;
-    }
-    sort_keys(keys, keys + count, count);
-    double scale = 0, negative = 0;
-    const double gain = sweep(keys, count, levels, 0, &scale);
-    if (levels == 4 && sweep(keys, count, levels, 1, &negative) > gain)
-        scale = -negative;
-    return (float)scale;
-}
-
 int bn_least_squares(const bn_weight *w, const bn_grid *grid, int levels, size_t first, size_t last,
                      float *scale)
 {
@@ -229,7 +153,7 @@ int bn_least_squares(const bn_weight *w, const bn_grid *grid, int levels, size_t
         const float *x = next_row(&c, row, grid->planes);
         for (size_t g = 0; g < c.groups.count; g++) {
             const size_t length = bn_group_length(&c.groups, g);
-            *scale++ = group_least_squares(x, length, levels, keys);
+            *scale++ = bn_best_scale(x, length, levels, keys);
             x += length;
         }
     }

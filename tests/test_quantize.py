@@ -99,7 +99,7 @@ def test_mse_is_the_optimum_over_all_codes(levels, grid):
 @pytest.mark.parametrize("levels", [3, 4])
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("kind", ["normal", "cauchy", "uniform", "pareto", "few", "skew", "tiny"])
-def test_mse_of_a_tensor_needs_no_sorting(kind, dtype, levels):
+def test_mse_is_the_oracles_on_all_kinds_of_weights(kind, dtype, levels):
     rng = np.random.default_rng(3)
     shape = (50, 300)
     weight = {
@@ -111,9 +111,11 @@ def test_mse_of_a_tensor_needs_no_sorting(kind, dtype, levels):
         "skew": lambda: -rng.gamma(0.5, size=shape),
         "tiny": lambda: rng.normal(size=shape) * 1e-39,
     }[kind]().astype(dtype)
-    scale = reference.least_squares(weight.astype(np.float32).ravel(), levels)
-    steps = scales.fit_planes(weight, "tensor", "mse", levels=levels, planes=1, scale_type=np.float32)
-    assert steps[0, 0, 0, 3] == scale
+    for granularity in ("tensor", "channel", "block:32"):
+        steps = scales.fit_planes(weight, granularity, "mse", levels=levels, planes=1, scale_type=np.float32)
+        groups = reference.split(weight.astype(np.float32), granularity)
+        expected = [[reference.least_squares(group, levels) for group in row] for row in groups]
+        assert np.array_equal(steps[0, ..., 3], expected)
 
 
 @settings(deadline=None, max_examples=60)
@@ -225,7 +227,7 @@ def ternary(shape, granularity, dtype, seed=0):
     rng = np.random.default_rng(seed)
     t = rng.integers(-1, 2, shape)
     t[:, ::32] = 1  # no group is all zeros, so that groups do not merge
-    size = reference._block_size(granularity) or shape[1]
+    size = scales.block_size(granularity) or shape[1]
     groups = -(-shape[1] // size)
     s = rng.uniform(0.01, 0.1, (shape[0], groups))
     if granularity == "tensor":
@@ -241,7 +243,7 @@ def ternary(shape, granularity, dtype, seed=0):
 def test_ternary_is_found_and_lossless(granularity, dtype, k):
     weight = ternary((40, k), granularity, dtype)
     exact, expected = detect(weight), reference.find_ternary(weight)
-    assert exact.block_size == expected[0] == reference._block_size(granularity)
+    assert exact.block_size == expected[0] == scales.block_size(granularity)
     assert np.array_equal(exact.scale, expected[1])
     packed = quantize(np.ascontiguousarray(weight.T).T)
     assert packed.granularity == granularity
