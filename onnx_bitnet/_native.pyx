@@ -11,6 +11,7 @@ import numpy as np
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport strcmp
 
+
 # ---- instruction sets and the table of kernels -------------------------------------------------------------
 
 def isas():
@@ -92,7 +93,8 @@ def _require(condition, message):
 
 
 def _require_row_bytes(row_bytes, k):
-    _require(row_bytes == bn_row_bytes(k), f"weight has rows of {row_bytes} bytes, K = {k} needs {bn_row_bytes(k)}")
+    needed = bn_row_bytes(k)
+    _require(row_bytes == needed, f"weight has rows of {row_bytes} bytes, K = {k} needs {needed}")
 
 
 # ---- one entry per kernel op, for tests and benchmarks -----------------------------------------------------
@@ -164,7 +166,7 @@ def dotf(
     size_t group_steps,
     isa,
 ):
-    """Run the kernel `dotf i2s` of one instruction set: `dot` with float32 rows and sums of (code - 1) * x."""
+    """Run the kernel `dotf i2s` of one instruction set: `dot` with float32 rows, sums of (code - 1) * x."""
     cdef size_t steps = x.shape[1] // BN_STEP
     _check_dot(panel.shape[0], x.shape[0], x.shape[1], acc.shape, panels, group_steps)
     cdef bn_dotf_fn *fn = <bn_dotf_fn *>_kernel("dotf", "i2s", isa)
