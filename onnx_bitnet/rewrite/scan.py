@@ -13,6 +13,7 @@ from onnx_bitnet.errors import ModelError, one_line
 from onnx_bitnet.report import Reason
 from onnx_bitnet.rewrite import conv, einsum, gemm, matmul
 from onnx_bitnet.rewrite.bias import absorb_add
+from onnx_bitnet.rewrite.constants import Constant
 from onnx_bitnet.rewrite.functions import DOMAIN, FLOAT16_OPSET, OPSETS
 from onnx_bitnet.rewrite.origins import Facts, OpId, opset_version, subgraphs, survey
 from onnx_bitnet.rewrite.records import Linear, Refusal, Site, unique
@@ -64,21 +65,30 @@ def inline_weight_arguments(model: ir.Model) -> None:
     Only these functions are touched. One that imports another opset than the model, or that takes a graph as
     an attribute, cannot be inlined and stays; its layers are refused.
     """
-    while True:
-        roots = {
-            site.root
-            for site in _sites(model, survey(model))
-            if isinstance(found := _examine(site), Refusal) and found.reason is Reason.WEIGHT_IS_ARGUMENT
-        }
-        targets = {function.identifier() for function in model.functions.values() if function.graph in roots}
-        targets = {target for target in targets if _can_inline(model, target)}
-        if not targets:
-            return
-        try:
-            InlinePass(criteria=lambda function: function.identifier() in targets)(model)  # noqa: B023
-        except (RuntimeError, ValueError, PreconditionError) as error:
-            raise ModelError(f"functions of the model cannot be inlined: {one_line(error)}") from None
-        _import_domains(model)
+    while targets := _functions_to_inline(model):
+        _inline(model, targets)
+
+
+def _functions_to_inline(model: ir.Model) -> frozenset[OpId]:
+    roots = {
+        site.root
+        for site in _sites(model, survey(model))
+        if isinstance(found := _examine(site), Refusal) and found.reason is Reason.WEIGHT_IS_ARGUMENT
+    }
+    targets = (key for key, function in model.functions.items() if function.graph in roots)
+    return frozenset(target for target in targets if _can_inline(model, target))
+
+
+def _inline(model: ir.Model, targets: frozenset[OpId]) -> None:
+    try:
+        InlinePass(criteria=lambda function: function.identifier() in targets)(model)
+    except (RuntimeError, ValueError, PreconditionError) as error:
+        raise ModelError(f"functions of the model cannot be inlined: {one_line(error)}") from None
+    # what was inlined into another function may need domains which that does not import yet
+    for function in model.functions.values():
+        for node in function.graph.all_nodes():
+            if node.domain not in function.opset_imports and node.domain in model.opset_imports:
+                function.opset_imports[node.domain] = model.opset_imports[node.domain]
 
 
 def _can_inline(model: ir.Model, target: OpId) -> bool:
@@ -92,20 +102,12 @@ def _can_inline(model: ir.Model, target: OpId) -> bool:
         for node in graph.all_nodes()
         if node.op_identifier() == target
     ]
-    return all(
+    return bool(calls) and all(
         len(node.inputs) <= len(function.inputs)
         and len(node.outputs) == len(function.outputs)
         and not any(subgraphs(node))
         for node in calls
     )
-
-
-def _import_domains(model: ir.Model) -> None:
-    """Let functions into which others were inlined import what these need."""
-    for function in model.functions.values():
-        for node in function.all_nodes():
-            if node.domain not in function.opset_imports and node.domain in model.opset_imports:
-                function.opset_imports[node.domain] = model.opset_imports[node.domain]
 
 
 def _sites(model: ir.Model, facts: Facts) -> Iterator[Site]:
@@ -153,14 +155,23 @@ def _examine(site: Site) -> Linear | Refusal:
         return site.refuse(Reason.ALREADY_QUANTIZED, node.op_type)
     if len(node.inputs) < 1 + (node.op_type != "Einsum") or None in node.inputs[:2]:
         raise ModelError(f"{site.name!r}: {node.op_type} lacks an input; the model is not valid")
-    reference = next((attribute for attribute in node.attributes.values() if attribute.is_ref()), None)
-    if reference is not None:
-        detail = f"attribute {reference.name!r} is an argument of the function"
-        return site.refuse(Reason.WEIGHT_IS_ARGUMENT, detail)
-    found = MATCHERS[kind](site)
+    found = _argument_attribute(site) or MATCHERS[kind](site)
     if isinstance(found, Refusal):
         return found
     return _unsuitable(found, site) or absorb_add(found, site)
+
+
+def _argument_attribute(site: Site) -> Refusal | None:
+    """Refuse a node whose attributes are known only where its function is called."""
+    reference = next((attribute for attribute in site.node.attributes.values() if attribute.is_ref()), None)
+    if reference is None:
+        return None
+    for value in site.node.inputs[:2]:
+        constant = site.constant(value)
+        if isinstance(constant, Constant) or constant.reason is Reason.WEIGHT_IS_ARGUMENT:
+            detail = f"attribute {reference.name!r} is an argument of the function"
+            return site.refuse(Reason.WEIGHT_IS_ARGUMENT, detail)
+    return site.refuse(Reason.WEIGHT_NOT_CONSTANT, "no operand is constant")
 
 
 def _unsuitable(linear: Linear, site: Site) -> Refusal | None:

@@ -349,6 +349,28 @@ ROADS = {
         {"W": (_CODES + 1).astype(np.uint8), "s": np.float32(0.5), "z": np.uint8(1)},
         opset=11,
     ),
+    "weight_fake_quantized": _through(
+        "q = QuantizeLinear <axis = 1> (W, s, z) \n w = DequantizeLinear <axis = 1> (q, s, z)",
+        {"W": ternary(K, N), "s": np.full(N, 0.5, np.float32), "z": np.zeros(N, np.int8)},
+        opset=13,
+    ),
+    "weight_unpacked": _through(
+        """shifted = BitShift <direction = "RIGHT"> (W, shifts)
+        fields = BitwiseAnd (shifted, mask)
+        codes = Reshape (fields, shape)
+        numbers = Cast <to = 1> (codes)
+        ternary = Sub (numbers, one)
+        w = Transpose (ternary)""",
+        {
+            "W": np.random.default_rng(5)
+            .choice([0b00011001, 0b10010001, 0b01100100], (N, K // 4, 1))
+            .astype(np.uint8),
+            "shifts": np.array([0, 2, 4, 6], np.uint8),
+            "mask": np.array(3, np.uint8),
+            "shape": np.array([N, K]),
+            "one": np.float32(1),
+        },
+    ),
     "weight_dq_int2": _through(
         "w = DequantizeLinear (W, s)",
         {"W": _tensor(onnx.TensorProto.INT2, _CODES), "s": np.float32(0.5)},

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+import pytest
 from rewrite.graphs import FUNCTIONS, K, N, build, numbers, ternary
 from rewrite.steps import convert, find, initializers, ops, reference, stock
 
+from onnx_bitnet.errors import ModelError
 from onnx_bitnet.report import Reason
 from onnx_bitnet.rewrite.records import Refusal
 from onnx_bitnet.rewrite.scan import inline_weight_arguments
@@ -103,3 +105,49 @@ def test_without_weight_arguments_nothing_is_inlined():
     model = ir.from_proto(proto)
     inline_weight_arguments(model)
     assert ir.to_proto(model) == ir.to_proto(ir.from_proto(proto))
+
+
+def test_function_that_nothing_calls_stays():
+    proto = build(
+        f"g (float[b, {K}] x) => (float[b, {K}] y) {{ y = Relu (x) }}",
+        domains=["local"],
+        functions=f"""<domain: "local", opset_import: ["" : 18]>
+        Scaled <a> (x, s) => (y)
+        {{
+            shape = Constant <value_ints = [{K}, {N}]> ()
+            w = ConstantOfShape (shape)
+            y = Gemm <alpha: float = @a> (x, w)
+        }}""",
+    )
+    model = ir.from_proto(proto)
+    inline_weight_arguments(model)
+    assert [function.name for function in model.functions.values()] == ["Scaled"]
+
+
+def test_product_of_activations_with_an_argument_as_factor_stays():
+    proto = build(
+        f"g (float[{K}, {K}] x) => (float[{K}, {K}] y) {{ y = local.Scores <a = 2.0> (x) }}",
+        domains=["local"],
+        functions="""<domain: "local", opset_import: ["" : 18]>
+        Scores <a> (x) => (y) { y = Gemm <alpha: float = @a> (x, x) }""",
+    )
+    model = convert(proto)
+    assert ops(model) == ["Scores"]
+    (found,) = find(model)
+    assert isinstance(found, Refusal)
+    assert found.reason is Reason.WEIGHT_NOT_CONSTANT
+
+
+def test_functions_that_call_each_other_are_one_clear_error():
+    proto = build(
+        f"g (float[b, {K}] x) => (float[b, {N}] y) {{ y = local.A (x, W) }}",
+        {"W": ternary(K, N)},
+        domains=["local"],
+        functions="""<domain: "local", opset_import: ["" : 18, "local" : 1]>
+        A (x, w) => (y) { p = MatMul (x, w) \n q = local.B (p, w) \n y = Relu (q) }
+        <domain: "local", opset_import: ["" : 18, "local" : 1]>
+        B (x, w) => (y) { y = local.A (x, w) }""",
+    )
+    with pytest.raises(ModelError, match=r"functions of the model cannot be inlined: .*yclic") as raised:
+        inline_weight_arguments(ir.from_proto(proto))
+    assert "\n" not in str(raised.value)
