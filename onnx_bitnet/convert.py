@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from onnx_bitnet import files
 from onnx_bitnet.decide import Keep, check_rules, decide, keep_unseen
-from onnx_bitnet.errors import Refused
+from onnx_bitnet.errors import EvaluationError, Refused
 from onnx_bitnet.quantize import Quantized, quantize_layer
 from onnx_bitnet.recipe import Recipe
 from onnx_bitnet.report import Layer, Reason, Report
@@ -143,7 +143,10 @@ def _step(
     weight = linear.weight
     if keep is not None:
         return _Step(_left(linear, keep.reason, keep.detail, weight.n, weight.k))
-    array = weight.array()
+    try:
+        array = weight.array()
+    except EvaluationError as error:
+        return _Step(_left(linear, Reason.WEIGHT_NOT_EVALUATED, str(error), weight.n, weight.k))
     decision = decide(linear, array, recipe)
     if isinstance(decision, Keep):
         return _Step(_left(linear, decision.reason, decision.detail, weight.n, weight.k))

@@ -13,6 +13,7 @@ import pytest
 from rewrite.graphs import ROADS, K, N, W, build, ternary
 from rewrite.steps import find, find_one
 
+from onnx_bitnet.convert import convert
 from onnx_bitnet.errors import EvaluationError, ModelError
 from onnx_bitnet.report import Reason
 from onnx_bitnet.rewrite.constants import Constant
@@ -178,3 +179,11 @@ def test_constant_subgraph_may_call_functions():
         Half (v) => (h) { two = Constant <value = float {2.0}> () \n h = Div (v, two) }""",
     )
     np.testing.assert_array_equal(weight_of(proto).array(), W["W"].T / 2)
+
+
+def test_convert_leaves_a_layer_whose_weight_fails_to_compute(tmp_path: Path):
+    proto = through("v = Mul (W, V) \n w = Relu (v) \n z = MatMul (x, W)", W | {"V": ternary(5)})
+    proto.graph.value_info.append(onnx.helper.make_tensor_value_info("w", 1, [K, N]))
+    onnx.save(proto, tmp_path / "model.onnx")
+    report = convert(tmp_path / "model.onnx", tmp_path / "packed.onnx")
+    assert [layer.reason for layer in report.layers] == [None, Reason.WEIGHT_NOT_EVALUATED]
