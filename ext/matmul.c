@@ -19,8 +19,9 @@ static const char *check(const bn_matmul_desc *d)
     if (d->planes < 1 || d->planes > BN_MAX_PLANES) {
         return "weight must have 1 to 4 planes";
     }
-    if (d->scale_rows != 1 && d->scale_rows != d->n) {
-        return "scale must have 1 or N rows";
+    if ((d->scale_rows != 1 && d->scale_rows != d->n) ||
+        (d->zero_point_rows != 1 && d->zero_point_rows != d->n)) {
+        return "scale and zero_point must have 1 or N rows";
     }
     if (d->activation_bits != 8 && d->activation_bits != 16 && d->activation_bits != 32) {
         return "activation_bits must be 8, 16 or 32";
@@ -62,7 +63,7 @@ static float *spread(const bn_matmul *layer, const float *from, size_t rows)
  * always, 2 * 128 * 2^18 = 2^26; with 16 bits up to 2 * 32768 * 32767 < 2^31. */
 static int zero_points_are_implied(const bn_matmul *layer, const bn_matmul_desc *d)
 {
-    const size_t count = d->planes * d->scale_rows * layer->groups.count;
+    const size_t count = d->planes * d->zero_point_rows * layer->groups.count;
 
     if (layer->parts == 2 && layer->groups.length > 32767) {
         return 0;
@@ -91,7 +92,7 @@ static const char *fill(bn_matmul *layer, const bn_matmul_desc *d)
         memcpy(layer->bias, d->bias, d->n * sizeof *d->bias);
     }
     if (!zero_points_are_implied(layer, d)) {
-        layer->zero_point = spread(layer, d->zero_point, d->scale_rows);
+        layer->zero_point = spread(layer, d->zero_point, d->zero_point_rows);
         if (!layer->zero_point) {
             return no_memory;
         }

@@ -18,8 +18,9 @@ typedef struct {
     size_t block_size;         /* inputs that share a scale; 0 means all of k */
     const uint8_t *weight;     /* (planes, n, ceil(k / 4)) canonical i2s bytes, see layout.h */
     const float *scale;        /* (planes, scale_rows, ceil(k / block_size)) */
-    const float *zero_point;   /* the same shape */
+    const float *zero_point;   /* (planes, zero_point_rows, the same) */
     size_t scale_rows;         /* n, or 1 when all outputs share their scales */
+    size_t zero_point_rows;    /* n or 1 */
     const float *bias;         /* (n), or NULL for none */
     int activation_bits;       /* 8, 16, or 32 for float activations */
     float activation_scale;    /* step of static quantization; 0 means dynamic, per row */

@@ -92,6 +92,7 @@ cdef extern from "matmul.h" nogil:
         const float *scale
         const float *zero_point
         size_t scale_rows
+        size_t zero_point_rows
         const float *bias
         int activation_bits
         float activation_scale

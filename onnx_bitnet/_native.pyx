@@ -305,7 +305,7 @@ cdef class MatMul:
     Args:
         weight: uint8 (P, N, ceil(K / 4)), canonical i2s.
         scale: float32 or float16 (P, N or 1, G or 1) with G = ceil(K / block_size).
-        zero_point: the same shape.
+        zero_point: likewise, on its own.
         bias: float32 (N,), or None for zeros.
         k: inputs.
         block_size: inputs that share a scale; 0 means all of K.
@@ -339,14 +339,14 @@ cdef class MatMul:
         _require_row_bytes(row_bytes, k)
         _require(block_size >= 0, "block_size must not be negative")
         groups = 1 if block_size == 0 else -(-k // block_size)
-        _require(
-            scale.ndim == 3
-            and scale.shape[0] == planes
-            and scale.shape[1] in (1, n)
-            and scale.shape[2] in (1, groups),
-            f"scale has shape {scale.shape}, expected ({planes}, {n} or 1, {groups} or 1)",
-        )
-        _require(zero_point.shape == scale.shape, f"zero_point is {zero_point.shape}, scale {scale.shape}")
+        for name, values in (("scale", scale), ("zero_point", zero_point)):
+            _require(
+                values.ndim == 3
+                and values.shape[0] == planes
+                and values.shape[1] in (1, n)
+                and values.shape[2] in (1, groups),
+                f"{name} has shape {values.shape}, expected ({planes}, {n} or 1, {groups} or 1)",
+            )
         _require(bias is None or bias.shape == (n,), f"bias must have shape ({n},)")
 
         cdef const uint8_t[:, :, ::1] w = np.ascontiguousarray(weight)
@@ -358,7 +358,7 @@ cdef class MatMul:
         cdef uint32_t allowed = _allowed(isa)
         desc.n, desc.k, desc.planes, desc.block_size = n, k, planes, block_size
         desc.weight, desc.scale, desc.zero_point = &w[0, 0, 0], &s[0, 0, 0], &z[0, 0, 0]
-        desc.scale_rows = s.shape[1]
+        desc.scale_rows, desc.zero_point_rows = s.shape[1], z.shape[1]
         desc.bias = NULL
         if b is not None:
             desc.bias = &b[0]

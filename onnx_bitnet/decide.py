@@ -14,8 +14,9 @@ from onnx_bitnet.recipe import Recipe, Rule
 from onnx_bitnet.report import Reason
 from onnx_bitnet.rewrite.records import Linear, Refusal
 
-# int32 sums would hold more, but no layer is this wide and every bound in the kernels is proved below it.
 _INTEGER_BITS = {"int4": 4, "int8": 8}
+# Inputs that may share a scale with integer activations: BN_MAX_GROUP in ext/layout.h.
+MAX_GROUP = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,15 @@ def decide(linear: Linear, weight: np.ndarray, recipe: Recipe) -> LayerSpec | Ke
         recipe = recipe.replace(**rule.overrides)
     spec = LayerSpec.from_recipe(recipe)
     if rule is not None and rule.action in _INTEGER_BITS:
-        return replace(spec, integer_bits=_INTEGER_BITS[rule.action])
-    exact = detect(weight)
-    if exact is not None:
-        return replace(spec, exact=exact)
-    return spec if recipe.mode == "ternary" else Keep(Reason.NOT_TERNARY)
+        spec = replace(spec, integer_bits=_INTEGER_BITS[rule.action])
+    else:
+        spec = replace(spec, exact=detect(weight))
+        if spec.exact is None and recipe.mode != "ternary":
+            return Keep(Reason.NOT_TERNARY)
+    length = spec.group_length(linear.weight.k)
+    if spec.activation_bits != 32 and length > MAX_GROUP:
+        return Keep(Reason.WEIGHT_TOO_WIDE, f"{length} inputs share a scale, {MAX_GROUP} may")
+    return spec
 
 
 def _rule_for(linear: Linear, recipe: Recipe) -> Rule | None:

@@ -144,7 +144,7 @@ def _session() -> str:
             session = ort.InferenceSession(_model(sample), options, providers=["CPUExecutionProvider"])
             (got,) = session.run(None, {"x": sample.x})
         except Exception as error:
-            raise RuntimeMissing(f"onnxruntime {ort.__version__}: {runtime.one_line(error)}") from error
+            raise RuntimeMissing(f"onnxruntime {ort.__version__}: {runtime.ort_message(error)}") from error
         if not np.array_equal(got, sample.expected):
             raise ValueError("results differ from the oracle")
     return f"onnxruntime {ort.__version__}: bit for bit equal to the oracle"

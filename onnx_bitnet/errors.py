@@ -43,4 +43,5 @@ class Refused(BitNetError):
 
 def one_line(error: BaseException) -> str:
     """Return the message of someone else's error in one line that is not too long."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split())[:300] or type(error).__name__

@@ -16,8 +16,8 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
-from onnx_bitnet.errors import DataError
-from onnx_bitnet.inputs import Batch, Input, check_batch, model_inputs, one_line
+from onnx_bitnet.errors import DataError, one_line
+from onnx_bitnet.inputs import Batch, Input, check_batch, model_inputs
 from onnx_bitnet.random_feeds import BATCHES, random_feeds
 
 _WAYS = "give an .npz, a folder of them, ONNX test_data_set_* folders, or an iterable of {input name: array}"

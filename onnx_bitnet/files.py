@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
+from onnx_ir.serde import SerdeError
 
-from onnx_bitnet.errors import ModelError, OutputError
+from onnx_bitnet.errors import ModelError, OutputError, one_line
 
 # Weights of more bytes than this go to a file of their own, which onnxruntime maps instead of copying.
 INLINE_LIMIT = 1 << 20
@@ -46,16 +48,38 @@ def read(path: str | Path) -> ModelFile:
     """
     path = Path(path)
     try:
-        model = ir.load(path)
+        proto = onnx.load(path, load_external_data=False)
+        model = ir.from_proto(proto)
     except OSError as error:
-        raise ModelError(f"{path}: cannot read the model: {error.strerror}") from None
-    except (DecodeError, ValueError, TypeError, KeyError, NotImplementedError) as error:
-        raise ModelError(f"{path}: not a valid ONNX model: {_one_line(error)}") from None
+        raise ModelError(f"{path}: cannot read the model: {one_line(error)}") from None
+    except (DecodeError, ValueError, TypeError, KeyError, NotImplementedError, SerdeError) as error:
+        raise ModelError(f"{path}: not a valid ONNX model: {one_line(error)}") from None
+    ir.external_data.set_base_dir(model.graph, path.parent)
+    _refuse_what_would_be_lost(path, proto)
     if model.ir_version == 0 or not model.opset_imports:
         raise ModelError(f"{path}: not an ONNX model: it has no IR version or no opset; export it again")
     data_files = frozenset(_check_external(path, tensor) for tensor in external_tensors(model))
     nbytes = sum(file.stat().st_size for file in {path, *data_files})
     return ModelFile(path, model, data_files, nbytes)
+
+
+def _refuse_what_would_be_lost(path: Path, proto: onnx.ModelProto) -> None:
+    """Raise ModelError if the model has parts that the graph library does not carry over."""
+    lost = {
+        "training information": bool(proto.training_info),
+        "sparse initializers": any(graph.sparse_initializer for graph in _graphs(proto.graph)),
+    }
+    for what, there in lost.items():
+        if there:
+            raise ModelError(f"{path}: holds {what}, which would be lost; export the model without them")
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for body in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                yield from _graphs(body)
 
 
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
@@ -179,7 +203,3 @@ def _write(model: ir.Model, staging: Path, output: Path) -> None:
                 os.fsync(handle.fileno())
     except OSError as error:
         raise OutputError(f"{output}: cannot write the model: {error.strerror or error}") from None
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

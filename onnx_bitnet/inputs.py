@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnx_bitnet.errors import DataError
+from onnx_bitnet.errors import DataError, one_line
 
 Batch = dict[str, np.ndarray]
 
@@ -111,9 +111,3 @@ def _fits(shape: tuple[int, ...], wanted: tuple[int | str, ...]) -> bool:
 def show_shape(shape: tuple[int | str, ...] | None) -> str:
     """Return a shape as `[batch, 3]`, or `of any shape`."""
     return "of any shape" if shape is None else f"[{', '.join(map(str, shape))}]"
-
-
-def one_line(error: BaseException) -> str:
-    """Return what the error says as at most 200 characters on one line."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split())[:200] or type(error).__name__

@@ -33,7 +33,7 @@ class Quantized:
         block_size: inputs that share a scale; 0 means all of K.
         weight: uint8 (P, N, row_bytes), canonical packed codes.
         scale: float32 or float16 (P, N or 1, G or 1) with G = ceil(K / block_size).
-        zero_point: shape and type of `scale`; 1 for ternary.
+        zero_point: type of `scale`, shape (P, 1, 1): one for each plane; 1 for ternary.
         lossless: `dequantize()` equals the weight it was made from, value for value, in the weight's type.
         sqnr_db: signal to noise of the weights in dB; None when lossless.
         zeros: share of the weights that decode to 0.
@@ -83,9 +83,7 @@ class Quantized:
             raise ValueError(f"rows {rows} must follow one another")
         out = np.empty((max(0, last - first), self.k), np.float32)
         if out.size:
-            scale, zero_point = (
-                _per_group(a, self.k, self.block_size) for a in (self.scale, self.zero_point)
-            )
+            scale, zero_point = _tables(self.scale, self.zero_point, self.k, self.block_size)
             _native.dequantize(self.weight, scale, zero_point, self.k, self.block_size, out, first, last)
         return out
 
@@ -144,6 +142,17 @@ class LayerSpec:
     def settings(self) -> tuple[object, ...]:
         """What decides, together with the weight, how the packed weight looks."""
         return (self.format, self.granularity, self.rounding, self.planes, self.levels, self.integer_bits)
+
+    def group_length(self, k: int) -> int:
+        """Return how many of K inputs share a scale."""
+        if self.exact is not None:
+            return self.exact.block_size or k
+        return scales.block_size(self.settled_granularity) or k
+
+    @property
+    def settled_granularity(self) -> str:
+        """What shares a scale, with `auto` settled, for a weight that is not exactly ternary."""
+        return _DEFAULT_GRANULARITY[self.integer_bits] if self.granularity == "auto" else self.granularity
 
 
 def quantize(weight: np.ndarray, recipe: Recipe | Mapping[str, Any] | None = None) -> Quantized:
@@ -236,9 +245,7 @@ def quantize_layer(weight: np.ndarray, spec: LayerSpec) -> Quantized:
     """
     if spec.exact is not None:
         return _pack(weight, spec, spec.exact.block_size, *_exact(spec.exact))
-    granularity = spec.granularity
-    if granularity == "auto":
-        granularity = _DEFAULT_GRANULARITY[spec.integer_bits]
+    granularity = spec.settled_granularity
     if scales.block_size(granularity) >= weight.shape[1]:
         granularity = "channel"
     if spec.integer_bits:
@@ -276,7 +283,8 @@ def _pack(
     packed = _empty(weight, spec, steps.shape[0])
     list(scales.over_rows(weight, lambda *rows: _native.assign(weight, steps, block_size, packed, *rows)))
     scale = steps[..., 3].astype(scale_type)
-    return _finish(weight, spec, block_size, packed, scale, np.ones_like(scale))
+    zero_point = np.ones((steps.shape[0], 1, 1), scale_type)
+    return _finish(weight, spec, block_size, packed, scale, zero_point)
 
 
 def _quantize_integer(weight: np.ndarray, spec: LayerSpec, granularity: str) -> Quantized:
@@ -301,7 +309,7 @@ def _quantize_integer(weight: np.ndarray, spec: LayerSpec, granularity: str) -> 
             weight, lambda *rows: _native.assign_integer(weight, factor, block_size, bits, packed, *rows)
         )
     )
-    zero_point = np.zeros_like(scale)
+    zero_point = np.zeros((bits // 2, 1, 1), scale_type)
     zero_point[0] = 2
     return _finish(weight, spec, block_size, packed, scale, zero_point)
 
@@ -320,10 +328,10 @@ def _finish(
 ) -> Quantized:
     """Decode what was packed and compare it with the weight."""
     n, k = weight.shape
-    spread_scale, spread_zero = (_per_group(a, k, block_size) for a in (scale, zero_point))
+    tables = _tables(scale, zero_point, k, block_size)
 
     def compare(first: int, last: int) -> tuple[float, float, bool, int]:
-        return _native.compare(weight, packed, spread_scale, spread_zero, block_size, first, last)
+        return _native.compare(weight, packed, *tables, block_size, first, last)
 
     parts = scales.over_rows(weight, compare)
     error, signal, different, zeros = (sum(values) for values in zip(*parts, strict=True))
@@ -338,6 +346,10 @@ def _finish(
     )
 
 
-def _per_group(values: np.ndarray, k: int, block_size: int) -> np.ndarray:
-    groups = -(-k // (block_size or k))
-    return np.ascontiguousarray(np.broadcast_to(values, (*values.shape[:2], groups)), np.float32)
+def _tables(
+    scale: np.ndarray, zero_point: np.ndarray, k: int, block_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bring scales and zero points to float32 (P, N or 1, G), as the decoder wants them."""
+    shape = (*scale.shape[:2], -(-k // (block_size or k)))
+    spread = (np.broadcast_to(values, shape) for values in (scale, zero_point))
+    return tuple(np.ascontiguousarray(values, np.float32) for values in spread)  # type: ignore[return-value]

@@ -78,7 +78,7 @@ def matmul(
         x: float32 or float16 (..., K).
         weight: uint8 (P, N, ceil(K / 4)), see `pack_i2s`.
         scale: float32 or float16 (P, N or 1, G or 1), G = ceil(K / block_size).
-        zero_point: the same shape and type.
+        zero_point: likewise (P, N or 1, G or 1), on its own.
         bias: float32 (N,), or None for zeros.
         k: K.
         block_size: inputs that share a scale; 0 means all of K.
@@ -306,7 +306,7 @@ def quantize_integer(
     is exact in float32.
 
     Returns:
-        codes uint8 (P, N, K), scale and zero_point of `scale_type` (P, N or 1, G or 1).
+        codes uint8 (P, N, K), scale (P, N or 1, G or 1) and zero_point (P, 1, 1) of `scale_type`.
     """
     top = np.float32(2 ** (bits - 1) - 1)
     groups = split(w, granularity)
@@ -322,11 +322,12 @@ def quantize_integer(
     ]
     digits = _join(q, w.shape).astype(np.int32) + 2 ** (bits - 1)
     powers = range(bits - 2, -1, -2)
-    zero = np.zeros_like(s, scale_type)
+    zero_point = np.zeros((bits // 2, 1, 1), scale_type)
+    zero_point[0] = 2
     return (
         np.stack([digits >> power & 3 for power in powers]).astype(np.uint8),
         np.stack([(s * 2**power).astype(scale_type) for power in powers]),
-        np.stack([zero + 2] + [zero] * (bits // 2 - 1)),
+        zero_point,
     )
 
 

@@ -25,6 +25,7 @@ class Reason(Enum):
     WEIGHT_RANK = "weight-rank"
     WEIGHT_BATCHED = "weight-batched"
     WEIGHT_NOT_EVALUATED = "weight-not-evaluated"
+    WEIGHT_TOO_WIDE = "weight-too-wide"
     ACTIVATION_TYPE = "activation-type"
     RANK_UNKNOWN = "rank-unknown"
     CONV_NOT_POINTWISE = "conv-not-pointwise"
@@ -52,6 +53,7 @@ _EXPLANATIONS = {
     Reason.WEIGHT_RANK: "the weight is not a matrix",
     Reason.WEIGHT_BATCHED: "the weight is a batch of different matrices",
     Reason.WEIGHT_NOT_EVALUATED: "the constant subgraph behind the weight could not be evaluated",
+    Reason.WEIGHT_TOO_WIDE: "too many inputs share a scale for 32-bit sums; use blocks or 32 activation bits",
     Reason.ACTIVATION_TYPE: "the activations are neither float32 nor float16",
     Reason.RANK_UNKNOWN: "the rank of the activations is not known; run shape inference first",
     Reason.CONV_NOT_POINTWISE: "only 1x1 convolutions of stride 1 without padding or groups are linear",

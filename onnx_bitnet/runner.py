@@ -38,7 +38,7 @@ class Runner:
             outputs = self.session.run(list(names), batch)
         except Exception as error:  # onnxruntime's exceptions have no other base
             raise ModelError(
-                f"{self.path}: onnxruntime fails on {label}: {runtime.one_line(error)}{hint}"
+                f"{self.path}: onnxruntime fails on {label}: {runtime.ort_message(error)}{hint}"
             ) from None
         return dict(zip(names, outputs, strict=True))
 
@@ -71,7 +71,7 @@ def start(model: ir.Model, path: Path, threads: int = 0) -> Runner:
     try:
         session = _open(ort, ir.to_proto(model), options, path.parent.resolve())
     except Exception as error:  # onnxruntime's exceptions have no other base
-        raise ModelError(f"{path}: onnxruntime cannot open it: {runtime.one_line(error)}") from None
+        raise ModelError(f"{path}: onnxruntime cannot open it: {runtime.ort_message(error)}") from None
     return Runner(path, session)
 
 

@@ -55,7 +55,7 @@ def register(options: onnxruntime.SessionOptions) -> None:
     try:
         options.register_custom_ops_library(str(path))
     except Exception as error:
-        raise RuntimeMissing(f"{path}: onnxruntime cannot load it: {one_line(error)}") from error
+        raise RuntimeMissing(f"{path}: onnxruntime cannot load it: {ort_message(error)}") from error
     options.add_session_config_entry(_REGISTERED, "1")
 
 
@@ -89,10 +89,10 @@ def session(
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise ModelError(f"{path}: onnxruntime cannot open it: {one_line(error)}") from error
+        raise ModelError(f"{path}: onnxruntime cannot open it: {ort_message(error)}") from error
 
 
-def one_line(error: Exception) -> str:
+def ort_message(error: Exception) -> str:
     """Return what onnxruntime says of an error, without its tags, source positions and line breaks."""
     text = " ".join(str(error).split())
     for noise in _NOISE:
@@ -107,7 +107,7 @@ def import_onnxruntime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise RuntimeMissing(f"onnxruntime cannot be imported ({one_line(error)}); {way_out}") from error
+        raise RuntimeMissing(f"onnxruntime cannot be imported ({ort_message(error)}); {way_out}") from error
     version = tuple(int(number) for number in re.findall(r"\d+", onnxruntime.__version__)[:2])
     if version < OLDEST:
         raise RuntimeMissing(f"onnxruntime {onnxruntime.__version__} is older than {oldest}; {way_out}")

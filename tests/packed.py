@@ -111,7 +111,7 @@ def random_layer(
         activation_scale=activation_scale,
         weight=reference.pack_i2s(rng.integers(0, 3 if ternary else 4, (planes, n, k))),
         scale=(sign * rng.uniform(0.01, 0.05, shape)).astype(scale_type),
-        zero_point=np.ones(shape, scale_type)
+        zero_point=np.ones((planes, 1, 1), scale_type)
         if ternary
         else rng.choice([0, 1, 1.5, 2.25], shape).astype(scale_type),
         bias=rng.standard_normal(n).astype(np.float32),

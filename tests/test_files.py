@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -66,6 +67,26 @@ def test_a_cut_off_model_is_refused(tmp_path):
     (tmp_path / "cut.onnx").write_bytes((tmp_path / "whole.onnx").read_bytes()[:-50])
     with pytest.raises(ModelError, match=r"cut.onnx: not a valid ONNX model"):
         files.read(tmp_path / "cut.onnx")
+
+
+@pytest.mark.parametrize("what", ["training information", "sparse initializers"])
+def test_what_would_be_lost_is_refused(tmp_path, what):
+    proto = ir.to_proto(linear_model())
+    if what == "training information":
+        proto.training_info.add()
+    else:
+        proto.graph.sparse_initializer.add().values.name = "s"
+    onnx.save(proto, tmp_path / "x.onnx")
+    with pytest.raises(ModelError, match=f"x.onnx: holds {what}, which would be lost"):
+        files.read(tmp_path / "x.onnx")
+
+
+def test_a_tensor_of_an_unknown_type_is_refused(tmp_path):
+    proto = ir.to_proto(linear_model())
+    proto.graph.initializer[0].data_type = 99
+    onnx.save(proto, tmp_path / "x.onnx")
+    with pytest.raises(ModelError, match=r"x.onnx: not a valid ONNX model"):
+        files.read(tmp_path / "x.onnx")
 
 
 def test_missing_external_data_is_named(external):

@@ -500,10 +500,6 @@ CORRUPTIONS: dict[str, tuple[Callable[[onnx.ModelProto], None], str]] = {
         as_graph_input("zero_point", keep=True),
         "input zero_point must be an initializer",
     ),
-    "zero_point shared": (
-        constant("zero_point", lambda z: z[:, :1]),
-        "inputs scale and zero_point must have the same",
-    ),
     "zero_point of 4 groups": (
         constant("zero_point", lambda z: z[:, :, [0, 1, 2, 0]]),
         "input zero_point has shape",

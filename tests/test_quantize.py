@@ -354,7 +354,7 @@ def test_sqnr_is_in_decibels_of_float64():
 
 def test_quantized_knows_its_size_and_decodes_rows():
     packed = quantize_layer(normal((10, 256)), LayerSpec(planes=2))
-    assert packed.nbytes == 2 * (10 * 64 + 2 * 10 * 2 * 2)
+    assert packed.nbytes == 2 * (10 * 64 + 10 * 2 * 2 + 2)
     assert packed.bits_per_weight == 8 * packed.nbytes / 2560
     assert np.array_equal(packed.dequantize(slice(3, 7)), packed.dequantize()[3:7])
     assert packed.dequantize(slice(4, 4)).shape == (0, 256)

@@ -155,9 +155,9 @@ def test_too_old_onnxruntime_is_named(version: str, old: bool, monkeypatch: pyte
         assert runtime.import_onnxruntime() is fake
 
 
-def test_one_line_keeps_the_reason_alone():
+def test_the_reason_alone_is_kept_of_an_onnxruntime_error():
     error = RuntimeError(
         "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Exception during initialization:\n  a reason\nin lines"
     )
-    assert runtime.one_line(error) == "a reason in lines"
-    assert runtime.one_line(ValueError()) == "ValueError"
+    assert runtime.ort_message(error) == "a reason in lines"
+    assert runtime.ort_message(ValueError()) == "ValueError"

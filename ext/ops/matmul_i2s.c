@@ -141,18 +141,14 @@ static bool read_bias(bn_node *node, bn_matmul_desc *desc)
 static bool create_layer(bn_node *node, bn_matmul_desc *desc, bn_matmul **layer)
 {
     float *scale = NULL, *zero_point = NULL;
-    size_t zero_point_rows = 0;
     uint32_t isas = 0;
 
     bool good = read_attributes(node, desc) &&
                 bn_check_last_dimension(node, X, "x", desc->k) && read_weight(node, desc) &&
                 read_parameters(node, SCALE, "scale", desc, &desc->scale_rows, &scale) &&
-                read_parameters(node, ZERO_POINT, "zero_point", desc, &zero_point_rows,
+                read_parameters(node, ZERO_POINT, "zero_point", desc, &desc->zero_point_rows,
                                 &zero_point) &&
                 read_bias(node, desc);
-    if (good && zero_point_rows != desc->scale_rows) {
-        good = bn_refuse(node, "inputs scale and zero_point must have the same shape");
-    }
     if (good) {
         desc->scale = scale;
         desc->zero_point = zero_point;

@@ -97,10 +97,12 @@ def _read(node: ir.Node, layout: Format) -> PackedNode:
 def _fit(tensors: _Tensors, n: int, row_bytes: int, groups: int) -> bool:
     weight, scale, zero_point = tensors
     shape = weight.shape.numpy()
+    shapes = {(*shape[:1], rows, count) for rows in (1, n) for count in (1, groups)}
     return (
         weight.dtype == ir.DataType.UINT8
         and shape[1:] == (n, row_bytes)
-        and scale.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16)
-        and scale.shape.numpy() in {(shape[0], rows, count) for rows in (1, n) for count in (1, groups)}
-        and zero_point.shape == scale.shape
+        and all(
+            tensor.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16) and tensor.shape.numpy() in shapes
+            for tensor in (scale, zero_point)
+        )
     )

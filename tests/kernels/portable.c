@@ -74,6 +74,7 @@ static int run_case(FILE *file, const bn_case *c, uint32_t isas)
         .scale = scale,
         .zero_point = zero_point,
         .scale_rows = c->scale_rows,
+        .zero_point_rows = c->scale_rows,
         .bias = bias,
         .activation_bits = (int)c->bits,
         .activation_scale = c->activation_scale,

@@ -201,7 +201,10 @@ def test_leading_axes_are_kept(isa: str) -> None:
         ({"k": 149}, "a code past K is not 1"),
         ({"block_size": -1}, "block_size must not be negative"),
         ({"block_size": 32}, r"scale has shape \(1, 70, 2\), expected \(1, 70 or 1, 5 or 1\)"),
-        ({"zero_point": np.ones((1, 1, 1), np.float32)}, r"zero_point is \(1, 1, 1\), scale \(1, 70, 2\)"),
+        (
+            {"zero_point": np.ones((1, 2, 1), np.float32)},
+            r"zero_point has shape \(1, 2, 1\), expected \(1, 70 or 1, 2 or 1\)",
+        ),
         ({"bias": np.zeros(3, np.float32)}, r"bias must have shape \(70,\)"),
         ({"activation_bits": 4}, "activation_bits must be 8, 16 or 32"),
         ({"activation_scale": -1.0}, "activation_scale must be 0 or a positive number"),
