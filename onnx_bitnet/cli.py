@@ -30,7 +30,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out, err = Console(), Console(stderr=True)
+# A program that reads the tables wants one line per row, so only a terminal sets their width.
+out = Console(width=None if sys.stdout.isatty() else 200)
+err = Console(stderr=True)
 
 Source = Annotated[Path, typer.Argument(help="an ONNX model", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON document on stdout")]

@@ -140,7 +140,9 @@ def _read_npz(path: Path) -> Batch:
             if isinstance(archive, np.lib.npyio.NpzFile):
                 return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-        reason = one_line(error)
+        reason = (
+            "it is none" if "pickled" in str(error) else one_line(error)
+        )  # np.load's word for any other file
         raise DataError(f"{path}: cannot be read as .npz: {reason}; write it with np.savez") from None
     raise DataError(f"{path}: a single array, not an .npz; save it with np.savez(path, input_name=array)")
 
