@@ -17,5 +17,5 @@ onnx-bitnet convert "$work/digits.onnx" --force
 onnx-bitnet validate "$work/digits.onnx" "$work/digits.bitnet.onnx" --data "$work/digits.npz" --min-sqnr 60
 
 python models/minilm.py "$work/minilm.onnx" --data "$work/sentences"
-onnx-bitnet convert "$work/minilm.onnx" --mode ternary --planes 3 --force
-onnx-bitnet validate "$work/minilm.onnx" "$work/minilm.bitnet.onnx" --data "$work/sentences" --min-cosine 0.93
+onnx-bitnet convert "$work/minilm.onnx" --recipe models/int8.toml --force
+onnx-bitnet validate "$work/minilm.onnx" "$work/minilm.bitnet.onnx" --data "$work/sentences" --min-cosine 0.999
