@@ -85,7 +85,7 @@ class BuildExt(build_ext):
         probe.parent.mkdir(parents=True, exist_ok=True)
         probe.write_text("int main(void) { return 0; }\n")
         try:
-            self.compiler.compile([str(probe)], output_dir="", extra_postargs=flags)
+            self.compiler.compile([str(probe)], output_dir=self.build_temp, extra_postargs=flags)
         except CompileError as error:
             print(f"onnx_bitnet: no {name} kernels, the compiler does not know their flags ({error})")
             return False
