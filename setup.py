@@ -21,8 +21,8 @@ LIBRARY = "onnx_bitnet.libonnx_bitnet"
 LIBRARY_SUFFIX = {"Windows": ".dll", "Darwin": ".dylib"}.get(platform.system(), ".so")
 MACHINE = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
 
-# By compiler family: flags for all of our C, and for what Cython generates; what makes an unknown flag an error
-# in a probe; what replaces the flags of isa.inc, which are those of gcc and clang (the first key found wins).
+# By compiler family: flags for all of our C; flags for what Cython generates; what makes an unknown flag an
+# error in a probe; what replaces the flags of isa.inc, which are those of gcc and clang (the first key wins).
 COMPILERS = {
     "unix": {
         "flags": ["-O3", "-std=c11", "-fvisibility=hidden", "-ffp-contract=off"],
