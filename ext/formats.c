@@ -8,7 +8,6 @@
 #include <string.h>
 
 #include "layout.h"
-#include "quantize.h"
 
 #if defined(_MSC_VER)
 #define INLINE static __forceinline
@@ -17,7 +16,7 @@
 #endif
 
 static const char BAD_PADDING[] =
-    "weight: a code past K is not that of 0, the bytes are corrupt or of another format";
+    "weight: a code past K is not 1, the bytes are corrupt or of another format";
 static const char NOT_TERNARY[] = "weight: a code is not 0, 1 or 2; only i2s holds four levels";
 
 static bool all_at_most(const uint8_t *values, size_t count, uint8_t most)
@@ -40,10 +39,32 @@ static bool all_ones(const uint8_t *codes, size_t count)
 
 /* ---- i2s ---- */
 
-static const char *pack_i2s(const uint8_t *codes, size_t k, uint8_t *row)
+void bn_pack_i2s(const uint8_t *codes, size_t k, uint8_t *row)
 {
-    bn_pack_i2s(codes, 1, k, row);
-    return all_at_most(codes, k, 3) ? NULL : "weight: a code is not 0, 1, 2 or 3";
+    for (size_t b = 0; b < k / 4; b++, codes += 4) {
+        row[b] = (uint8_t)(codes[0] | codes[1] << 2 | codes[2] << 4 | codes[3] << 6);
+    }
+    if (k % 4 != 0) {
+        uint8_t last = 0x55; /* four times code 1 */
+        for (unsigned i = 0; i < k % 4; i++) {
+            last = (uint8_t)((last & ~(3u << 2 * i)) | (unsigned)(codes[i] << 2 * i));
+        }
+        row[k / 4] = last;
+    }
+}
+
+void bn_unpack_i2s(const uint8_t *row, size_t k, uint8_t *codes)
+{
+    for (size_t b = 0; b < k / 4; b++, codes += 4) {
+        const uint8_t byte = row[b];
+        codes[0] = byte & 3;
+        codes[1] = byte >> 2 & 3;
+        codes[2] = byte >> 4 & 3;
+        codes[3] = byte >> 6;
+    }
+    for (unsigned i = 0; i < k % 4; i++) {
+        codes[i] = row[k / 4] >> 2 * i & 3;
+    }
 }
 
 const char *bn_i2s_check(const uint8_t *row, size_t k)
@@ -52,9 +73,15 @@ const char *bn_i2s_check(const uint8_t *row, size_t k)
     return used == 0 || row[k / 4] >> used == 0x55 >> used ? NULL : BAD_PADDING;
 }
 
+static const char *pack_i2s(const uint8_t *codes, size_t k, uint8_t *row)
+{
+    bn_pack_i2s(codes, k, row);
+    return all_at_most(codes, k, 3) ? NULL : "weight: a code is not 0, 1, 2 or 3";
+}
+
 static const char *unpack_i2s(const uint8_t *row, size_t k, uint8_t *codes)
 {
-    bn_unpack_i2s(row, 1, k, codes);
+    bn_unpack_i2s(row, k, codes);
     return bn_i2s_check(row, k);
 }
 

@@ -37,7 +37,10 @@ typedef struct {
 
 extern const bn_format_info bn_formats[BN_FORMAT_COUNT];
 
-/* Why an i2s row is not canonical, without unpacking it; NULL if it is. */
+/* A row of i2s without judging it, and why one is not canonical (NULL if it is) without unpacking
+ * it. */
+void bn_pack_i2s(const uint8_t *codes, size_t k, uint8_t *row);
+void bn_unpack_i2s(const uint8_t *row, size_t k, uint8_t *codes);
 const char *bn_i2s_check(const uint8_t *row, size_t k);
 
 #endif

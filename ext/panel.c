@@ -96,7 +96,7 @@ static const uint8_t *i2s_row(bn_format format, const uint8_t *row, size_t k, ui
     if (*reason) {
         return NULL;
     }
-    bn_formats[BN_FORMAT_i2s].pack(scratch, k, scratch + k);
+    bn_pack_i2s(scratch, k, scratch + k);
     return scratch + k;
 }
 

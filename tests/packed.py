@@ -149,7 +149,7 @@ def model(
     opset: int = 17,
     with_function: bool = True,
 ) -> onnx.ModelProto:
-    body = [ir.to_proto(functions.matmul_i2s(opset))] if with_function else []
+    body = [ir.to_proto(functions.FUNCTIONS["MatMulI2S"](opset))] if with_function else []
     return helper.make_model(
         helper.make_graph(nodes, "graph", inputs, outputs, initializers),
         opset_imports=[helper.make_opsetid("", opset), helper.make_opsetid(functions.DOMAIN, 1)],
