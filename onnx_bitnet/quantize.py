@@ -90,7 +90,9 @@ class Quantized:
         """
         target = FORMATS[form]
         if not target.four_levels and not (self.zero_point == 1).all():
-            raise ModelError(f"weight: its zero points are not 1, so it cannot be {form}; only i2s can hold it")
+            raise ModelError(
+                f"weight: its zero points are not 1, so it cannot be {form}; only i2s can hold it"
+            )
         try:
             weight = _recode(self.weight, self.k, FORMATS[self.format], target)
         except ValueError as error:
@@ -108,14 +110,8 @@ class Quantized:
             if scale.shape[1] > 1:
                 scale, zero_point = scale[:, first:last], zero_point[:, first:last]
             weight = _recode(self.weight[:, first:last], self.k, FORMATS[self.format], FORMATS["i2s"])
-            _native.dequantize(
-                *map(np.ascontiguousarray, (weight, scale, zero_point)),
-                self.k,
-                self.block_size,
-                out,
-                0,
-                last - first,
-            )
+            weight, scale, zero_point = map(np.ascontiguousarray, (weight, scale, zero_point))
+            _native.dequantize(weight, scale, zero_point, self.k, self.block_size, out, 0, last - first)
         return out
 
 

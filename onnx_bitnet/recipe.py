@@ -33,7 +33,7 @@ class Rule:
         match: glob on the layer name (`*attention*`), or a regular expression after `re:`.
         op_type: ONNX operator the layer was exported as, for example `Gemm`.
         min_size: smallest number of weights.
-        action: `keep` leaves the layer float; `int4` and `int8` store exact 4- or 8-bit codes as planes of i2s.
+        action: `keep` leaves the layer float; `int4` and `int8` store 4- or 8-bit codes as planes of i2s.
         overrides: recipe fields for these layers: mode, format, granularity, rounding, planes, levels,
             activation_bits.
     """

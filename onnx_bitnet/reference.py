@@ -61,14 +61,18 @@ def pack_tl2(codes: np.ndarray) -> np.ndarray:
     v = _groups(codes, 3) @ [9, 3, 1] - 13
     magnitudes = np.pad(np.abs(v), [(0, 0)] * (v.ndim - 1) + [(0, v.shape[-1] % 2)])
     signs = np.packbits(v < 0, axis=-1, bitorder="little")
-    return np.concatenate([magnitudes[..., 0::2] + 16 * magnitudes[..., 1::2], signs], axis=-1).astype(np.uint8)
+    return np.concatenate([magnitudes[..., 0::2] + 16 * magnitudes[..., 1::2], signs], axis=-1).astype(
+        np.uint8
+    )
 
 
 def unpack_tl2(packed: np.ndarray, k: int) -> np.ndarray:
     """Return the codes uint8 (..., k); ValueError for |v| above 13, a sign of 0, or wrong padding."""
     triples = -(-k // 3)
     halves, signs = np.split(packed, [-(-triples // 2)], axis=-1)
-    magnitudes = np.stack([halves & 15, halves >> 4], axis=-1).reshape(*packed.shape[:-1], -1).astype(np.int64)
+    magnitudes = (
+        np.stack([halves & 15, halves >> 4], axis=-1).reshape(*packed.shape[:-1], -1).astype(np.int64)
+    )
     negative = np.unpackbits(signs, axis=-1, bitorder="little")
     if (magnitudes > 13).any():
         raise ValueError("weight: a magnitude is above 13")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import packed
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,28 +25,11 @@ GOLDEN = {
     "t5": (TRITS, ["6c4f7a", "f2f27a"]),
 }
 
-# K, bytes that no codes give, and what the C core says of them.
-INVALID = {
-    "i2s a pad of 0": ("i2s", 3, "00", "a code past K"),
-    "tl1 low index 9": ("tl1", 4, "49", "a pair index is above 8"),
-    "tl1 high index 15": ("tl1", 4, "f4", "a pair index is above 8"),
-    "tl1 a pad pair of 0": ("tl1", 2, "04", "a code past K"),
-    "tl1 half a pad pair": ("tl1", 3, "54", "a code past K"),
-    "tl2 magnitude 14": ("tl2", 6, "e100", "a magnitude is above 13"),
-    "tl2 magnitude -15": ("tl2", 6, "1f01", "a magnitude is above 13"),
-    "tl2 minus 0": ("tl2", 6, "0102", "a magnitude of 0 has a sign"),
-    "tl2 a sign past the last": ("tl2", 3, "0102", "a magnitude of 0 has a sign"),
-    "tl2 a magnitude past the last": ("tl2", 3, "1100", "a code past K"),
-    "tl2 a pad in a triple": ("tl2", 2, "0100", "a code past K"),
-    "tl2 the 25th input": ("tl2", 25, "0000000001" + "0000", "a code past K"),
-    "t5 byte 243": ("t5", 5, "f3", "a byte is above 242"),
-    "t5 byte 255": ("t5", 5, "ff", "a byte is above 242"),
-    "t5 a pad of 0": ("t5", 4, "00", "a code past K"),
-}
-
 
 def codes_of(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 4 if FORMATS[name].four_levels else 3, shape, dtype=np.uint8)
+    return np.random.default_rng(seed).integers(
+        0, 4 if FORMATS[name].four_levels else 3, shape, dtype=np.uint8
+    )
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -66,11 +50,11 @@ def test_recipe_oracle_and_c_core_name_the_same_formats():
 @given(shape=st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 130)), seed=st.integers(0, 99))
 def test_packs_as_the_oracle_and_unpacks_any_k(name, shape, seed):
     form, codes = FORMATS[name], codes_of(name, shape, seed)
-    packed = form.pack(codes)
-    assert packed.shape[-1] == form.row_bytes(shape[-1])
-    assert np.array_equal(packed, reference.PACK[name](codes))
-    assert np.array_equal(form.unpack(packed, shape[-1]), codes)
-    assert np.array_equal(reference.UNPACK[name](packed, shape[-1]), codes)
+    row = form.pack(codes)
+    assert row.shape[-1] == form.row_bytes(shape[-1])
+    assert np.array_equal(row, reference.PACK[name](codes))
+    assert np.array_equal(form.unpack(row, shape[-1]), codes)
+    assert np.array_equal(reference.UNPACK[name](row, shape[-1]), codes)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -78,30 +62,30 @@ def test_packs_as_the_oracle_and_unpacks_any_k(name, shape, seed):
 def test_bytes_are_refused_or_the_only_ones_of_their_codes(name, k, seed):
     form = FORMATS[name]
     rng = np.random.default_rng(seed)
-    packed = form.pack(codes_of(name, (1, k), seed))
-    packed[0, rng.integers(packed.size)] ^= 1 << rng.integers(8)
+    row = form.pack(codes_of(name, (1, k), seed))
+    row[0, rng.integers(row.size)] ^= 1 << rng.integers(8)
     try:
-        codes = form.unpack(packed, k)
+        codes = form.unpack(row, k)
     except ValueError:
         with pytest.raises(ValueError, match=r"^weight: "):
-            reference.UNPACK[name](packed, k)
+            reference.UNPACK[name](row, k)
         with pytest.raises(ValueError, match=r"^weight: "):
-            _native.panels(packed, k, 0, name)
+            _native.panels(row, k, 0, name)
     else:
-        assert np.array_equal(form.pack(codes), packed)
-        assert np.array_equal(reference.UNPACK[name](packed, k), codes)
+        assert np.array_equal(form.pack(codes), row)
+        assert np.array_equal(reference.UNPACK[name](row, k), codes)
 
 
-@pytest.mark.parametrize("kind", INVALID)
+@pytest.mark.parametrize("kind", packed.INVALID)
 def test_bytes_that_no_codes_give_are_refused(kind):
-    name, k, text, reason = INVALID[kind]
-    packed = np.frombuffer(bytes.fromhex(text), np.uint8)[None]
-    assert packed.shape[1] == FORMATS[name].row_bytes(k)
-    for read in (FORMATS[name].unpack, lambda packed, k: _native.panels(packed, k, 0, name)):
+    name, k, text, reason = packed.INVALID[kind]
+    row = np.frombuffer(bytes.fromhex(text), np.uint8)[None]
+    assert row.shape[1] == FORMATS[name].row_bytes(k)
+    for read in (FORMATS[name].unpack, lambda row, k: _native.panels(row, k, 0, name)):
         with pytest.raises(ValueError, match=f"^weight: {reason}"):
-            read(packed, k)
+            read(row, k)
     with pytest.raises(ValueError, match=r"^weight: "):
-        reference.UNPACK[name](packed, k)
+        reference.UNPACK[name](row, k)
 
 
 @pytest.mark.parametrize("name", [form.name for form in FORMATS.values() if not form.four_levels])
