@@ -1,38 +1,9 @@
-/* Canonical bytes to codes, values and errors; and codes to bytes.  See quantize.h. */
+/* Canonical bytes to values and errors.  See quantize.h. */
 #include <stdlib.h>
 
+#include "formats.h"
 #include "layout.h"
 #include "quantize.h"
-
-void bn_pack_i2s(const uint8_t *codes, size_t rows, size_t k, uint8_t *packed)
-{
-    for (size_t row = 0; row < rows; row++) {
-        for (size_t b = 0; b < k / 4; b++, codes += 4)
-            *packed++ = (uint8_t)(codes[0] | codes[1] << 2 | codes[2] << 4 | codes[3] << 6);
-        if (k % 4 != 0) {
-            uint8_t last = 0x55; /* four times code 1 */
-            for (unsigned i = 0; i < k % 4; i++)
-                last = (uint8_t)((last & ~(3u << 2 * i)) | (unsigned)(*codes++ << 2 * i));
-            *packed++ = last;
-        }
-    }
-}
-
-void bn_unpack_i2s(const uint8_t *packed, size_t rows, size_t k, uint8_t *codes)
-{
-    for (size_t row = 0; row < rows; row++) {
-        for (size_t b = 0; b < k / 4; b++, codes += 4) {
-            const uint8_t byte = *packed++;
-            codes[0] = byte & 3;
-            codes[1] = byte >> 2 & 3;
-            codes[2] = byte >> 4 & 3;
-            codes[3] = byte >> 6;
-        }
-        for (unsigned i = 0; i < k % 4; i++)
-            *codes++ = *packed >> 2 * i & 3;
-        packed += k % 4 != 0;
-    }
-}
 
 static void decode_row(const bn_packed *packed, const bn_groups *groups, size_t row, uint8_t *codes,
                        float *out)
@@ -40,7 +11,7 @@ static void decode_row(const bn_packed *packed, const bn_groups *groups, size_t 
     const size_t row_bytes = bn_row_bytes(packed->k);
     for (size_t p = 0; p < packed->planes; p++) {
         const size_t at = (p * packed->rows + (packed->rows == 1 ? 0 : row)) * groups->count;
-        bn_unpack_i2s(packed->weight + (p * packed->n + row) * row_bytes, 1, packed->k, codes);
+        bn_unpack_i2s(packed->weight + (p * packed->n + row) * row_bytes, packed->k, codes);
         for (size_t g = 0, i = 0; g < groups->count; g++) {
             const size_t stop = i + bn_group_length(groups, g);
             const float scale = packed->scale[at + g], zero_point = packed->zero_point[at + g];

@@ -20,7 +20,7 @@ static const char *check(const bn_matmul_desc *d)
         return "weight must have 1 to 4 planes";
     }
     if ((d->scale_rows != 1 && d->scale_rows != d->n) ||
-        (d->zero_point_rows != 1 && d->zero_point_rows != d->n)) {
+        (d->zero_point && d->zero_point_rows != 1 && d->zero_point_rows != d->n)) {
         return "scale and zero_point must have 1 or N rows";
     }
     if (d->activation_bits != 8 && d->activation_bits != 16 && d->activation_bits != 32) {
@@ -41,7 +41,8 @@ static size_t table_size(const bn_matmul *layer)
     return bn_table_offset(layer, layer->planes, 0);
 }
 
-/* (planes, rows, groups) to (planes, super-panels, groups, 64); outputs past n get 0. */
+/* (planes, rows, groups), or NULL for ones, to (planes, super-panels, groups, 64); outputs past n
+ * get 0. */
 static float *spread(const bn_matmul *layer, const float *from, size_t rows)
 {
     const size_t groups = layer->groups.count;
@@ -49,10 +50,10 @@ static float *spread(const bn_matmul *layer, const float *from, size_t rows)
 
     for (size_t plane = 0; table && plane < layer->planes; plane++) {
         for (size_t output = 0; output < layer->n; output++) {
-            const float *row = from + (plane * rows + (rows == 1 ? 0 : output)) * groups;
+            const size_t at = (plane * rows + (rows == 1 ? 0 : output)) * groups;
             float *to = table + bn_table_offset(layer, plane, output / BN_SUPER);
             for (size_t g = 0; g < groups; g++) {
-                to[g * BN_SUPER + output % BN_SUPER] = row[g];
+                to[g * BN_SUPER + output % BN_SUPER] = from ? from[at + g] : 1.0f;
             }
         }
     }
@@ -68,7 +69,7 @@ static int zero_points_are_implied(const bn_matmul *layer, const bn_matmul_desc 
     if (layer->parts == 2 && layer->groups.length > 32767) {
         return 0;
     }
-    for (size_t i = 0; i < count; i++) {
+    for (size_t i = 0; d->zero_point && i < count; i++) {
         if (d->zero_point[i] != 1.0f) {
             return 0;
         }
@@ -81,6 +82,7 @@ static const char *fill(bn_matmul *layer, const bn_matmul_desc *d)
     const char *no_memory = "out of memory for the packed weights";
     const size_t supers = bn_super_panels(d->n);
     const size_t plane_bytes = bn_panel_bytes(d->n, &layer->groups);
+    const size_t weight_bytes = d->n * bn_formats[d->format].row_bytes(d->k);
 
     layer->panels = bn_panel_alloc(d->planes * plane_bytes);
     layer->scale = spread(layer, d->scale, d->scale_rows);
@@ -105,7 +107,7 @@ static const char *fill(bn_matmul *layer, const bn_matmul_desc *d)
     }
     for (size_t plane = 0; plane < d->planes; plane++) {
         const char *reason = bn_panel_build(
-            d->weight + plane * d->n * bn_row_bytes(d->k), d->n, &layer->groups,
+            d->format, d->weight + plane * weight_bytes, d->n, &layer->groups,
             layer->panels + plane * plane_bytes,
             layer->code_sum ? layer->code_sum + bn_table_offset(layer, plane, 0) : NULL);
         if (reason) {

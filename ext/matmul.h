@@ -8,6 +8,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "formats.h"
+
 typedef struct bn_matmul bn_matmul;
 
 typedef enum { BN_FLOAT32, BN_FLOAT16 } bn_float_type;
@@ -16,11 +18,12 @@ typedef struct {
     size_t n, k;               /* outputs, inputs; both >= 1 */
     size_t planes;             /* 1 to 4 */
     size_t block_size;         /* inputs that share a scale; 0 means all of k */
-    const uint8_t *weight;     /* (planes, n, ceil(k / 4)) canonical i2s bytes, see layout.h */
+    bn_format format;          /* of the weight */
+    const uint8_t *weight;     /* (planes, n, row_bytes) canonical bytes, see formats.h */
     const float *scale;        /* (planes, scale_rows, ceil(k / block_size)) */
-    const float *zero_point;   /* (planes, zero_point_rows, the same) */
+    const float *zero_point;   /* (planes, zero_point_rows, the same), or NULL: all are 1 */
     size_t scale_rows;         /* n, or 1 when all outputs share their scales */
-    size_t zero_point_rows;    /* n or 1 */
+    size_t zero_point_rows;    /* n or 1, where there are zero points */
     const float *bias;         /* (n), or NULL for none */
     int activation_bits;       /* 8, 16, or 32 for float activations */
     float activation_scale;    /* step of static quantization; 0 means dynamic, per row */

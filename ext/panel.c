@@ -1,5 +1,5 @@
-/* Canonical bytes to panels: a transposition of 4 x 4 fields of two bits inside each 32-bit word.
- * */
+/* Canonical bytes to panels.  Rows of every format become i2s rows first; from there it is a
+ * transposition of 4 x 4 fields of two bits inside each 32-bit word. */
 #if defined(__linux__) && !defined(_DEFAULT_SOURCE)
 #define _DEFAULT_SOURCE /* madvise */
 #endif
@@ -63,19 +63,6 @@ static void store_word(uint8_t *to, uint32_t w)
     to[3] = (uint8_t)(w >> 24);
 }
 
-static int is_padded_with_ones(const uint8_t *weight, size_t n, size_t k)
-{
-    const size_t row_bytes = bn_row_bytes(k);
-    const unsigned used = 2 * (unsigned)(k % 4);
-
-    for (size_t row = 0; used && row < n; row++) {
-        if (weight[(row + 1) * row_bytes - 1] >> used != 0x55 >> used) {
-            return 0;
-        }
-    }
-    return 1;
-}
-
 /* One output's word in each step of a super-panel; row is NULL for an output past n. */
 static void build_output(const uint8_t *row, const bn_groups *groups, size_t step_bytes,
                          uint8_t *to, int32_t *code_sum)
@@ -96,24 +83,61 @@ static void build_output(const uint8_t *row, const bn_groups *groups, size_t ste
     }
 }
 
-const char *bn_panel_build(const uint8_t *weight, size_t n, const bn_groups *groups,
-                           uint8_t *panels, int32_t *code_sum)
+/* An output's row as i2s, which may be the row itself; NULL and a reason if it is not canonical.
+ * scratch holds k codes, then an i2s row. */
+static const uint8_t *i2s_row(bn_format format, const uint8_t *row, size_t k, uint8_t *scratch,
+                              const char **reason)
 {
-    if (!is_padded_with_ones(weight, n, groups->k)) {
-        return "weight: a code past K is not 1, the bytes are corrupt or of another format";
+    if (format == BN_FORMAT_i2s) {
+        *reason = bn_i2s_check(row, k);
+        return *reason ? NULL : row;
     }
+    *reason = bn_formats[format].unpack(row, k, scratch);
+    if (*reason) {
+        return NULL;
+    }
+    bn_pack_i2s(scratch, k, scratch + k);
+    return scratch + k;
+}
+
+static const char *build(bn_format format, const uint8_t *weight, size_t n,
+                         const bn_groups *groups, uint8_t *scratch, uint8_t *panels,
+                         int32_t *code_sum)
+{
+    const size_t row_bytes = bn_formats[format].row_bytes(groups->k);
+
     for (size_t super = 0; super < bn_super_panels(n); super++) {
         const size_t width = bn_super_width(n, super);
         for (size_t lane = 0; lane < width * BN_PANEL; lane++) {
             const size_t output = super * BN_SUPER + lane;
-            build_output(output < n ? weight + output * bn_row_bytes(groups->k) : NULL, groups,
-                         width * BN_VECTOR,
+            const uint8_t *row = NULL;
+            if (output < n) {
+                const char *reason;
+                row = i2s_row(format, weight + output * row_bytes, groups->k, scratch, &reason);
+                if (!row) {
+                    return reason;
+                }
+            }
+            build_output(row, groups, width * BN_VECTOR,
                          panels + bn_super_offset(super, groups) + lane / BN_PANEL * BN_VECTOR +
                              lane % BN_PANEL * 4,
                          code_sum ? code_sum + super * groups->count * BN_SUPER + lane : NULL);
         }
     }
     return NULL;
+}
+
+const char *bn_panel_build(bn_format format, const uint8_t *weight, size_t n,
+                           const bn_groups *groups, uint8_t *panels, int32_t *code_sum)
+{
+    uint8_t *scratch = malloc(groups->k + bn_row_bytes(groups->k));
+    const char *reason = "out of memory for the packed weights";
+
+    if (scratch) {
+        reason = build(format, weight, n, groups, scratch, panels, code_sum);
+    }
+    free(scratch);
+    return reason;
 }
 
 /* Streaming from 4 KB pages is a third slower than from 2 MB pages, which Linux gives to aligned

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "formats.h"
 #include "half.h"
 #include "layout.h"
 #include "least_squares.h"
@@ -223,7 +224,7 @@ int bn_assign(const bn_weight *w, const bn_grid *grid, size_t first, size_t last
         for (size_t p = 0; p < grid->planes; p++) {
             const bn_step *steps = step_of(grid, &c.groups, p, row);
             assign_row(x, &c.groups, steps, codes);
-            bn_pack_i2s(codes, 1, w->k, packed + (p * w->n + row) * row_bytes);
+            bn_pack_i2s(codes, w->k, packed + (p * w->n + row) * row_bytes);
             if (p + 1 < grid->planes)
                 take_off(x, &c.groups, steps);
         }
@@ -268,7 +269,7 @@ int bn_assign_integer(const bn_weight *w, const float *factor, size_t rows, size
         for (int shift = bits - 2, p = 0; shift >= 0; shift -= 2, p++) {
             for (size_t i = 0; i < w->k; i++)
                 codes[i] = digits[i] >> shift & 3;
-            bn_pack_i2s(codes, 1, w->k, packed + ((size_t)p * w->n + row) * row_bytes);
+            bn_pack_i2s(codes, w->k, packed + ((size_t)p * w->n + row) * row_bytes);
         }
     }
     bn_rows_close(&source);

@@ -77,8 +77,4 @@ typedef struct {
 int bn_compare(const bn_weight *w, const bn_packed *packed, size_t first, size_t last,
                bn_difference *difference);
 
-/* Canonical bytes of rows of codes 0..3, and back; see layout.h. */
-void bn_pack_i2s(const uint8_t *codes, size_t rows, size_t k, uint8_t *packed);
-void bn_unpack_i2s(const uint8_t *packed, size_t rows, size_t k, uint8_t *codes);
-
 #endif

@@ -32,9 +32,26 @@ cdef extern from "layout.h" nogil:
     size_t bn_super_panels(size_t n)
     size_t bn_panel_bytes(size_t n, const bn_groups *groups)
 
+cdef extern from "formats.h" nogil:
+    int BN_FORMAT_COUNT
+    ctypedef int bn_format
+    ctypedef struct bn_format_info:
+        const char *name
+        const char *op_type
+        bint four_levels
+        size_t (*row_bytes)(size_t k) noexcept nogil
+        const char *(*pack)(const uint8_t *codes, size_t k, uint8_t *row) noexcept nogil
+        const char *(*unpack)(const uint8_t *row, size_t k, uint8_t *codes) noexcept nogil
+    const bn_format_info *bn_formats
+
 cdef extern from "panel.h" nogil:
     const char *bn_panel_build(
-        const uint8_t *weight, size_t n, const bn_groups *groups, uint8_t *panels, int32_t *code_sum
+        bn_format format,
+        const uint8_t *weight,
+        size_t n,
+        const bn_groups *groups,
+        uint8_t *panels,
+        int32_t *code_sum,
     )
 
 cdef extern from "kernel.h" nogil:
@@ -88,6 +105,7 @@ cdef extern from "matmul.h" nogil:
         BN_FLOAT32, BN_FLOAT16
     ctypedef struct bn_matmul_desc:
         size_t n, k, planes, block_size
+        bn_format format
         const uint8_t *weight
         const float *scale
         const float *zero_point

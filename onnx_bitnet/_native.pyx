@@ -92,36 +92,102 @@ def _require(condition, message):
         raise ValueError(message)
 
 
-def _require_row_bytes(row_bytes, k):
-    needed = bn_row_bytes(k)
-    _require(row_bytes == needed, f"weight has rows of {row_bytes} bytes, K = {k} needs {needed}")
+# ---- formats -----------------------------------------------------------------------------------------------
+
+def formats():
+    """Return (name, op type, holds four levels) of each format."""
+    return [
+        (bn_formats[i].name.decode(), bn_formats[i].op_type.decode(), bool(bn_formats[i].four_levels))
+        for i in range(BN_FORMAT_COUNT)
+    ]
+
+
+cdef int _format(name) except -1:
+    for i in range(BN_FORMAT_COUNT):
+        if bn_formats[i].name.decode() == name:
+            return i
+    raise ValueError(f"no format {name!r}; there are {', '.join(row[0] for row in formats())}")
+
+
+def row_bytes(format, size_t k):
+    """Return the bytes of a row of k codes."""
+    return bn_formats[_format(format)].row_bytes(k)
+
+
+def pack(format, const uint8_t[:, ::1] codes):
+    """Pack codes (rows, K) to canonical bytes (rows, row_bytes).
+
+    Raises:
+        ValueError: the format does not hold one of the codes.
+    """
+    cdef const bn_format_info *info = &bn_formats[_format(format)]
+    cdef uint8_t[:, ::1] packed = np.empty((codes.shape[0], info.row_bytes(codes.shape[1])), np.uint8)
+    cdef const char *reason = NULL
+    cdef Py_ssize_t row, rows = codes.shape[0] if codes.shape[1] > 0 else 0
+    with nogil:
+        for row in range(rows):
+            reason = info.pack(&codes[row, 0], codes.shape[1], &packed[row, 0])
+            if reason != NULL:
+                break
+    if reason != NULL:
+        raise ValueError(reason.decode())
+    return np.asarray(packed)
+
+
+def unpack(format, const uint8_t[:, ::1] packed, size_t k):
+    """Unpack canonical bytes (rows, row_bytes) to codes uint8 (rows, k).
+
+    Raises:
+        ValueError: wrong shape, or the bytes are not canonical.
+    """
+    cdef const bn_format_info *info = &bn_formats[_format(format)]
+    cdef uint8_t[:, ::1] codes = np.empty((packed.shape[0], k), np.uint8)
+    cdef const char *reason = NULL
+    cdef Py_ssize_t row, rows = packed.shape[0] if k > 0 else 0
+    _require_row_bytes(packed.shape[1], info.row_bytes(k), k)
+    with nogil:
+        for row in range(rows):
+            reason = info.unpack(&packed[row, 0], k, &codes[row, 0])
+            if reason != NULL:
+                break
+    if reason != NULL:
+        raise ValueError(reason.decode())
+    return np.asarray(codes)
+
+
+def _require_row_bytes(given, needed, k):
+    _require(given == needed, f"weight has rows of {given} bytes, K = {k} needs {needed}")
 
 
 # ---- one entry per kernel op, for tests and benchmarks -----------------------------------------------------
 
-def panels(const uint8_t[:, ::1] weight, size_t k, size_t block_size=0):
+def panels(const uint8_t[:, ::1] weight, size_t k, size_t block_size=0, format="i2s"):
     """Return the panels of one plane and the sums of its codes, see ext/layout.h.
 
     Args:
-        weight: canonical i2s bytes (N, ceil(k / 4)).
+        weight: canonical bytes (N, row_bytes).
         k: inputs.
         block_size: inputs that share a scale; 0 means all of k.
+        format: of the weight.
 
     Returns:
         uint8 (bytes,) and int32 (super-panels, groups, 64).
 
     Raises:
-        ValueError: wrong shape, or a code past k is not 1.
+        ValueError: wrong shape, or the bytes are not canonical.
     """
     _require(k > 0 and weight.shape[0] > 0, "N and K must be at least 1")
-    _require_row_bytes(weight.shape[1], k)
+    cdef bn_format layout = _format(format)
+    _require_row_bytes(weight.shape[1], bn_formats[layout].row_bytes(k), k)
     cdef bn_groups groups = bn_make_groups(k, block_size)
     cdef uint8_t[::1] out = np.empty(bn_panel_bytes(weight.shape[0], &groups), np.uint8)
     cdef size_t supers = bn_super_panels(weight.shape[0])
     cdef int32_t[:, :, ::1] code_sum = np.empty((supers, groups.count, BN_SUPER), np.int32)
     cdef const char *reason
     with nogil:
-        reason = bn_panel_build(&weight[0, 0], weight.shape[0], &groups, &out[0], &code_sum[0, 0, 0])
+        reason = bn_panel_build(
+            layout, &weight[0, 0], weight.shape[0], &groups, &out[0], &code_sum[0, 0, 0]
+        )
     if reason != NULL:
         raise ValueError(reason.decode())
     return np.asarray(out), np.asarray(code_sum)
@@ -303,11 +369,12 @@ cdef class MatMul:
     """A packed linear layer y = Q(x) W^T + bias, ready to run; see `reference.matmul` for the arguments.
 
     Args:
-        weight: uint8 (P, N, ceil(K / 4)), canonical i2s.
+        weight: uint8 (P, N, row_bytes), canonical bytes of the format.
         scale: float32 or float16 (P, N or 1, G or 1) with G = ceil(K / block_size).
-        zero_point: likewise, on its own.
+        zero_point: likewise, on its own; or None for 1 everywhere.
         bias: float32 (N,), or None for zeros.
         k: inputs.
+        format: of the weight.
         block_size: inputs that share a scale; 0 means all of K.
         activation_bits: 8, 16, or 32 for float activations.
         activation_scale: step of static quantization, 0 for dynamic.
@@ -328,18 +395,22 @@ cdef class MatMul:
         bias,
         *,
         k,
+        format="i2s",
         block_size=0,
         activation_bits=8,
         activation_scale=0.0,
         isa=None,
     ):
-        _require(weight.ndim == 3 and weight.dtype == np.uint8, "weight must be uint8 (P, N, ceil(K / 4))")
-        planes, n, row_bytes = weight.shape
+        _require(weight.ndim == 3 and weight.dtype == np.uint8, "weight must be uint8 (P, N, row_bytes)")
+        cdef bn_format layout = _format(format)
+        planes, n = weight.shape[:2]
         _require(1 <= planes <= 4 and n > 0 and k > 0, "weight must have 1 to 4 planes, N and K at least 1")
-        _require_row_bytes(row_bytes, k)
+        _require_row_bytes(weight.shape[2], bn_formats[layout].row_bytes(k), k)
         _require(block_size >= 0, "block_size must not be negative")
         groups = 1 if block_size == 0 else -(-k // block_size)
         for name, values in (("scale", scale), ("zero_point", zero_point)):
+            if values is None and name == "zero_point":
+                continue
             _require(
                 values.ndim == 3
                 and values.shape[0] == planes
@@ -351,14 +422,17 @@ cdef class MatMul:
 
         cdef const uint8_t[:, :, ::1] w = np.ascontiguousarray(weight)
         cdef const float[:, :, ::1] s = _spread(scale, groups)
-        cdef const float[:, :, ::1] z = _spread(zero_point, groups)
+        cdef const float[:, :, ::1] z = None if zero_point is None else _spread(zero_point, groups)
         cdef const float[::1] b = None if bias is None else np.ascontiguousarray(bias, np.float32)
         cdef bn_matmul_desc desc
         cdef const char *reason
         cdef uint32_t allowed = _allowed(isa)
         desc.n, desc.k, desc.planes, desc.block_size = n, k, planes, block_size
-        desc.weight, desc.scale, desc.zero_point = &w[0, 0, 0], &s[0, 0, 0], &z[0, 0, 0]
-        desc.scale_rows, desc.zero_point_rows = s.shape[1], z.shape[1]
+        desc.format, desc.weight = layout, &w[0, 0, 0]
+        desc.scale, desc.scale_rows = &s[0, 0, 0], s.shape[1]
+        desc.zero_point, desc.zero_point_rows = NULL, 1
+        if z is not None:
+            desc.zero_point, desc.zero_point_rows = &z[0, 0, 0], z.shape[1]
         desc.bias = NULL
         if b is not None:
             desc.bias = &b[0]
@@ -497,8 +571,6 @@ cdef extern from "quantize.h" nogil:
     int bn_compare(
         const bn_weight *w, const bn_packed *packed, size_t first, size_t last, bn_difference *difference
     )
-    void bn_pack_i2s(const uint8_t *codes, size_t rows, size_t k, uint8_t *packed)
-    void bn_unpack_i2s(const uint8_t *packed, size_t rows, size_t k, uint8_t *codes)
 
 
 cdef int _weight(w, size_t first, size_t last, bn_weight *view) except -1:
@@ -782,32 +854,3 @@ def compare(
         failed = bn_compare(&w, &p, first, last, &difference)
     _done(failed)
     return difference.error, difference.signal, bool(difference.different), difference.zeros
-
-
-def pack_i2s(const uint8_t[:, ::1] codes):
-    """Pack codes 0..3 (rows, K) to canonical bytes (rows, ceil(K / 4))."""
-    packed = np.empty((codes.shape[0], bn_row_bytes(codes.shape[1])), np.uint8)
-    if packed.size:
-        _pack(codes, packed)
-    return packed
-
-
-def unpack_i2s(const uint8_t[:, ::1] packed, size_t k):
-    """Unpack canonical bytes (rows, ceil(k / 4)) to codes uint8 (rows, k)."""
-    _require(packed.shape[1] == bn_row_bytes(k), f"packed has rows of {packed.shape[1]} bytes, K is {k}")
-    codes = np.empty((packed.shape[0], k), np.uint8)
-    if codes.size:
-        _unpack(packed, codes)
-    return codes
-
-
-cdef int _pack(const uint8_t[:, ::1] codes, uint8_t[:, ::1] packed) except -1:
-    with nogil:
-        bn_pack_i2s(&codes[0, 0], codes.shape[0], codes.shape[1], &packed[0, 0])
-    return 0
-
-
-cdef int _unpack(const uint8_t[:, ::1] packed, uint8_t[:, ::1] codes) except -1:
-    with nogil:
-        bn_unpack_i2s(&packed[0, 0], packed.shape[0], codes.shape[1], &codes[0, 0])
-    return 0

@@ -41,7 +41,7 @@ Threads = Annotated[int, typer.Option(help="threads for onnxruntime; 0 lets it c
 
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help=".toml or .json; the options below win")]
 Mode = Annotated[str | None, typer.Option(help="auto, lossless or ternary")]
-Format = Annotated[str | None, typer.Option(help="auto or i2s")]
+Format = Annotated[str | None, typer.Option(help="auto, i2s, tl1, tl2 or t5")]
 Granularity = Annotated[str | None, typer.Option(help="auto, tensor, channel or block:B")]
 Rounding = Annotated[str | None, typer.Option(help="auto, absmean, twn or mse")]
 Planes = Annotated[int | None, typer.Option(help="planes of codes, 1 to 4")]

@@ -159,6 +159,7 @@ def _step(
         where=linear.where,
         n=weight.n,
         k=weight.k,
+        detail=decision.format_reason,
         format=quantized.format,
         granularity=quantized.granularity,
         planes=quantized.planes,

@@ -69,7 +69,12 @@ def decide(linear: Linear, weight: np.ndarray, recipe: Recipe) -> LayerSpec | Ke
         recipe = recipe.replace(**rule.overrides)
     spec = LayerSpec.from_recipe(recipe)
     if rule is not None and rule.action in _INTEGER_BITS:
-        spec = replace(spec, integer_bits=_INTEGER_BITS[rule.action])
+        spec = replace(
+            spec,
+            integer_bits=_INTEGER_BITS[rule.action],
+            format="i2s",
+            format_reason=f"{rule.action} needs four levels, which only i2s holds",
+        )
     else:
         spec = replace(spec, exact=detect(weight))
         if spec.exact is None and recipe.mode != "ternary":

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from onnx_bitnet import _native, reference, runtime
 from onnx_bitnet.errors import BitNetError, RuntimeMissing
-from onnx_bitnet.rewrite.functions import DOMAIN, VERSION, matmul_i2s
+from onnx_bitnet.rewrite.functions import DOMAIN, FUNCTIONS, VERSION
 
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _OPSET = 18
@@ -176,7 +176,7 @@ def _model(sample: _Sample) -> bytes:
         opset_imports={"": _OPSET, DOMAIN: VERSION},
         name="sample",
     )
-    model = ir.to_proto(ir.Model(graph, ir_version=8, functions=[matmul_i2s(_OPSET)]))
+    model = ir.to_proto(ir.Model(graph, ir_version=8, functions=[FUNCTIONS["MatMulI2S"](_OPSET)]))
     return bytes(model.SerializeToString())
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from onnx_bitnet import files
-from onnx_bitnet.formats import FORMATS
 from onnx_bitnet.rewrite.packed import PackedNode, packed_nodes
 from onnx_bitnet.rewrite.records import Linear
 from onnx_bitnet.rewrite.scan import scan
@@ -97,21 +96,19 @@ def inspect(path: str | Path) -> Inspection:
 
 
 def _describe(packed: PackedNode) -> PackedLayer:
-    weight, scale, zero_point = packed.arrays()
-    planes = weight.shape[0]
+    weight, scale, _ = packed.arrays()
     counts = np.zeros(4, dtype=np.int64)
-    layout = FORMATS[packed.format]
-    for plane in weight:
-        counts += np.bincount(layout.unpack(plane, packed.k).reshape(-1), minlength=4)
+    for codes in packed.codes():
+        counts += np.bincount(codes.reshape(-1), minlength=4)
     return PackedLayer(
         name=packed.layer,
         format=packed.format,
         n=packed.n,
         k=packed.k,
-        planes=planes,
+        planes=weight.shape[0],
         granularity=_granularity(scale, packed.block_size),
         activation_bits=packed.activation_bits,
-        bits_per_weight=8 * (weight.nbytes + scale.nbytes + zero_point.nbytes) / (packed.n * packed.k),
+        bits_per_weight=8 * packed.nbytes / (packed.n * packed.k),
         codes=tuple(float(count) for count in counts / counts.sum()),
     )
 

@@ -15,10 +15,12 @@ import numpy as np
 
 from onnx_bitnet import _native, scales
 from onnx_bitnet.errors import ModelError
-from onnx_bitnet.formats import FORMATS
+from onnx_bitnet.formats import FORMATS, Format
 from onnx_bitnet.recipe import Recipe
 
 WEIGHT_TYPES = ("float32", "float16", "bfloat16")
+_WHY_I2S = "i2s loads fastest and all formats run at the same speed; tl2 and t5 make smaller files"
+_CODES_AT_ONCE = 1 << 20
 _DEFAULT_GRANULARITY = {0: "block:128", 4: "block:32", 8: "channel"}  # by integer_bits
 
 
@@ -64,8 +66,9 @@ class Quantized:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of codes, scales and zero points."""
-        return self.weight.nbytes + self.scale.nbytes + self.zero_point.nbytes
+        """Bytes of codes, scales and, where the format has them, zero points."""
+        zero_point = self.zero_point.nbytes if FORMATS[self.format].four_levels else 0
+        return self.weight.nbytes + self.scale.nbytes + zero_point
 
     @property
     def bits_per_weight(self) -> float:
@@ -76,6 +79,26 @@ class Quantized:
         """Return the codes 0..3 as uint8 (P, N, K)."""
         return FORMATS[self.format].unpack(self.weight, self.k)
 
+    def to(self, form: str) -> Quantized:
+        """Return the same matrix in another format; nothing but its bytes changes.
+
+        >>> quantize(np.float32([[0.5, 0, -0.5, 0.5, 0.5]])).to("t5").weight.tolist()
+        [[[221]]]
+
+        Raises:
+            ModelError: it has four levels or a zero point other than 1, which only i2s holds.
+        """
+        target = FORMATS[form]
+        if not target.four_levels and not (self.zero_point == 1).all():
+            raise ModelError(
+                f"weight: its zero points are not 1, so it cannot be {form}; only i2s can hold it"
+            )
+        try:
+            weight = _recode(self.weight, self.k, FORMATS[self.format], target)
+        except ValueError as error:
+            raise ModelError(f"{error}; it cannot be {form}") from None
+        return dataclasses.replace(self, format=form, weight=weight)
+
     def dequantize(self, rows: slice = slice(None)) -> np.ndarray:
         """Return the weight matrix, or some of its rows, as float32 (rows, K)."""
         first, last, step = rows.indices(self.n)
@@ -84,7 +107,11 @@ class Quantized:
         out = np.empty((max(0, last - first), self.k), np.float32)
         if out.size:
             scale, zero_point = _tables(self.scale, self.zero_point, self.k, self.block_size)
-            _native.dequantize(self.weight, scale, zero_point, self.k, self.block_size, out, first, last)
+            if scale.shape[1] > 1:
+                scale, zero_point = scale[:, first:last], zero_point[:, first:last]
+            weight = _recode(self.weight[:, first:last], self.k, FORMATS[self.format], FORMATS["i2s"])
+            weight, scale, zero_point = map(np.ascontiguousarray, (weight, scale, zero_point))
+            _native.dequantize(weight, scale, zero_point, self.k, self.block_size, out, 0, last - first)
         return out
 
 
@@ -114,6 +141,7 @@ class LayerSpec:
         activation_bits: 8, 16 or 32; not used here, but part of the decision.
         integer_bits: 4 or 8 for symmetric integers stored as 2 or 4 planes; 0 for `planes` of `levels`.
         exact: what `detect` found; then the fields from granularity to levels and integer_bits do nothing.
+        format_reason: why this format, where the recipe did not name it.
     """
 
     format: str = "i2s"
@@ -124,6 +152,7 @@ class LayerSpec:
     activation_bits: int = 16
     integer_bits: int = 0
     exact: Exact | None = dataclasses.field(default=None, compare=False)
+    format_reason: str = dataclasses.field(default="", compare=False)
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> LayerSpec:
@@ -136,6 +165,7 @@ class LayerSpec:
             planes=recipe.planes,
             levels=recipe.levels,
             activation_bits=bits if isinstance(bits, int) else 16,
+            format_reason=_WHY_I2S if recipe.format == "auto" else "",
         )
 
     @property
@@ -280,7 +310,7 @@ def _exact(exact: Exact) -> tuple[np.ndarray, type[np.floating]]:
 def _pack(
     weight: np.ndarray, spec: LayerSpec, block_size: int, steps: np.ndarray, scale_type: type[np.floating]
 ) -> Quantized:
-    packed = _empty(weight, spec, steps.shape[0])
+    packed = _empty(weight, steps.shape[0])
     list(scales.over_rows(weight, lambda *rows: _native.assign(weight, steps, block_size, packed, *rows)))
     scale = steps[..., 3].astype(scale_type)
     zero_point = np.ones((steps.shape[0], 1, 1), scale_type)
@@ -303,7 +333,7 @@ def _quantize_integer(weight: np.ndarray, spec: LayerSpec, granularity: str) -> 
     with np.errstate(divide="ignore", over="ignore"):
         factor = np.float32(1) / s
     factor[~np.isfinite(factor)] = 0
-    packed = _empty(weight, spec, bits // 2)
+    packed = _empty(weight, bits // 2)
     list(
         scales.over_rows(
             weight, lambda *rows: _native.assign_integer(weight, factor, block_size, bits, packed, *rows)
@@ -314,8 +344,9 @@ def _quantize_integer(weight: np.ndarray, spec: LayerSpec, granularity: str) -> 
     return _finish(weight, spec, block_size, packed, scale, zero_point)
 
 
-def _empty(weight: np.ndarray, spec: LayerSpec, planes: int) -> np.ndarray:
-    return np.empty((planes, weight.shape[0], FORMATS[spec.format].row_bytes(weight.shape[1])), np.uint8)
+def _empty(weight: np.ndarray, planes: int) -> np.ndarray:
+    """Memory for planes in i2s, which every weight is packed in first."""
+    return np.empty((planes, weight.shape[0], FORMATS["i2s"].row_bytes(weight.shape[1])), np.uint8)
 
 
 def _finish(
@@ -326,7 +357,7 @@ def _finish(
     scale: np.ndarray,
     zero_point: np.ndarray,
 ) -> Quantized:
-    """Decode what was packed and compare it with the weight."""
+    """Decode what was packed, compare it with the weight, and bring it into the format that was asked for."""
     n, k = weight.shape
     tables = _tables(scale, zero_point, k, block_size)
 
@@ -341,9 +372,22 @@ def _finish(
         )
     lossless = not different
     sqnr_db = None if lossless else float(10 * np.log10(signal / error))
-    return Quantized(
-        spec.format, n, k, block_size, packed, scale, zero_point, lossless, sqnr_db, zeros / (n * k)
+    quantized = Quantized(
+        "i2s", n, k, block_size, packed, scale, zero_point, lossless, sqnr_db, zeros / (n * k)
     )
+    return quantized.to(spec.format)
+
+
+def _recode(weight: np.ndarray, k: int, source: Format, target: Format) -> np.ndarray:
+    """Turn packed planes (P, N, bytes) into those of another format, some rows at a time."""
+    if source == target:
+        return weight
+    recoded = np.empty((*weight.shape[:2], target.row_bytes(k)), np.uint8)
+    step = max(1, _CODES_AT_ONCE // k)
+    for start in range(0, weight.shape[1], step):
+        rows = slice(start, start + step)
+        recoded[:, rows] = target.pack(source.unpack(weight[:, rows], k))
+    return recoded
 
 
 def _tables(

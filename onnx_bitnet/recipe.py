@@ -16,7 +16,8 @@ from typing import Any
 from onnx_bitnet.errors import RecipeError
 
 MODES = ("auto", "lossless", "ternary")
-FORMATS = ("auto", "i2s")
+FORMATS = ("auto", "i2s", "tl1", "tl2", "t5")
+_TERNARY_FORMATS = FORMATS[2:]
 ROUNDINGS = ("auto", "absmean", "twn", "mse")
 ACTIONS = ("keep", "int4", "int8")
 _OVERRIDABLE = ("mode", "format", "granularity", "rounding", "planes", "levels", "activation_bits")
@@ -32,7 +33,7 @@ class Rule:
         match: glob on the layer name (`*attention*`), or a regular expression after `re:`.
         op_type: ONNX operator the layer was exported as, for example `Gemm`.
         min_size: smallest number of weights.
-        action: `keep` leaves the layer float; `int4` and `int8` store exact 4- or 8-bit codes as planes.
+        action: `keep` leaves the layer float; `int4` and `int8` store 4- or 8-bit codes as planes of i2s.
         overrides: recipe fields for these layers: mode, format, granularity, rounding, planes, levels,
             activation_bits.
     """
@@ -48,6 +49,8 @@ class Rule:
             raise RecipeError(
                 f"rule {self.match!r}: unknown action {self.action!r}; use one of {', '.join(ACTIONS)}"
             )
+        if self.action in ("int4", "int8"):
+            check_layer_fields({"levels": 4, "format": self.overrides.get("format", "i2s")})
         for key in self.overrides:
             if key not in _OVERRIDABLE:
                 raise RecipeError(f"rule {self.match!r}: cannot override {key!r}{_near(key, _OVERRIDABLE)}")
@@ -101,7 +104,8 @@ class Recipe:
         mode: `auto` converts exactly ternary layers and keeps the others (the report says so);
             `lossless` does the same and nothing else, whatever later versions of `auto` do;
             `ternary` converts every layer, whatever it costs.
-        format: canonical weight format in the file.
+        format: canonical weight format in the file. `i2s` (`auto`) loads fastest; `tl2` and `t5` are smaller,
+            `tl1` is not, and the three hold ternary codes only. Speed and results are the same.
         granularity: what shares a scale: `tensor`, `channel`, `block:128`, or `auto`.
         rounding: how codes and scales are chosen for weights that are not ternary:
             `absmean` (BitNet b1.58), `twn` (Ternary Weight Networks), `mse` (exact optimum), or `auto`.
@@ -179,6 +183,8 @@ def check_layer_fields(fields: Mapping[str, Any]) -> None:
         _one_of("planes", fields["planes"], (1, 2, 3, 4))
     if "levels" in fields:
         _one_of("levels", fields["levels"], (3, 4))
+    if fields.get("levels") == 4 and fields.get("format") in _TERNARY_FORMATS:
+        raise RecipeError(f"format {fields['format']!r} holds three levels; use i2s for four, int4 and int8")
     if "activation_bits" in fields:
         _one_of("activation_bits", fields["activation_bits"], ("auto", 8, 16, 32))
     if "granularity" in fields:

@@ -26,8 +26,103 @@ def pack_i2s(codes: np.ndarray) -> np.ndarray:
 
 def unpack_i2s(packed: np.ndarray, k: int) -> np.ndarray:
     """Return the codes uint8 (..., k) of packed bytes (..., ceil(k / 4))."""
-    codes = np.stack([packed >> shift & 3 for shift in (0, 2, 4, 6)], axis=-1)
-    return codes.reshape(*packed.shape[:-1], -1)[..., :k].astype(np.uint8)
+    return _row(np.stack([packed >> shift & 3 for shift in (0, 2, 4, 6)], axis=-1), k)
+
+
+def pack_tl1(codes: np.ndarray) -> np.ndarray:
+    """Pack ternary codes in pairs 3 c0 + c1, two pairs to a byte, the first in the low bits.
+
+    The last byte is padded with code 1, in this and in the other formats.
+
+    Returns:
+        uint8 (..., ceil(K / 4)).
+    """
+    pairs = _groups(codes, 4).reshape(*codes.shape[:-1], -1, 2, 2) @ [3, 1]
+    return (pairs @ [1, 16]).astype(np.uint8)
+
+
+def unpack_tl1(packed: np.ndarray, k: int) -> np.ndarray:
+    """Return the codes uint8 (..., k) of packed bytes; ValueError for a pair above 8 or wrong padding."""
+    pairs = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
+    if (pairs > 8).any():
+        raise ValueError("weight: a pair index is above 8")
+    return _row(_digits(pairs, (3, 1)), k)
+
+
+def pack_tl2(codes: np.ndarray) -> np.ndarray:
+    """Pack ternary codes in triples v = 9 c0 + 3 c1 + c2 - 13.
+
+    A row is |v| of all triples in 4 bits each, the first in the low bits; then, from a new byte on, a bit for
+    each triple, lowest first, that is 1 where v < 0.
+
+    Returns:
+        uint8 (..., ceil(T / 2) + ceil(T / 8)) with T = ceil(K / 3).
+    """
+    v = _groups(codes, 3) @ [9, 3, 1] - 13
+    magnitudes = np.pad(np.abs(v), [(0, 0)] * (v.ndim - 1) + [(0, v.shape[-1] % 2)])
+    signs = np.packbits(v < 0, axis=-1, bitorder="little")
+    return np.concatenate([magnitudes[..., 0::2] + 16 * magnitudes[..., 1::2], signs], axis=-1).astype(
+        np.uint8
+    )
+
+
+def unpack_tl2(packed: np.ndarray, k: int) -> np.ndarray:
+    """Return the codes uint8 (..., k); ValueError for |v| above 13, a sign of 0, or wrong padding."""
+    triples = -(-k // 3)
+    halves, signs = np.split(packed, [-(-triples // 2)], axis=-1)
+    magnitudes = (
+        np.stack([halves & 15, halves >> 4], axis=-1).reshape(*packed.shape[:-1], -1).astype(np.int64)
+    )
+    negative = np.unpackbits(signs, axis=-1, bitorder="little")
+    if (magnitudes > 13).any():
+        raise ValueError("weight: a magnitude is above 13")
+    if magnitudes[..., triples:].any() or negative[..., triples:].any():
+        raise ValueError("weight: bits past the last triple are not 0")
+    magnitudes, negative = magnitudes[..., :triples], negative[..., :triples]
+    if (negative & (magnitudes == 0)).any():
+        raise ValueError("weight: a magnitude of 0 has a sign")
+    return _row(_digits(np.where(negative, 13 - magnitudes, 13 + magnitudes), (9, 3, 1)), k)
+
+
+def pack_t5(codes: np.ndarray) -> np.ndarray:
+    """Pack ternary codes five to a byte: c0 + 3 c1 + 9 c2 + 27 c3 + 81 c4.
+
+    Returns:
+        uint8 (..., ceil(K / 5)).
+    """
+    return (_groups(codes, 5) @ [1, 3, 9, 27, 81]).astype(np.uint8)
+
+
+def unpack_t5(packed: np.ndarray, k: int) -> np.ndarray:
+    """Return the codes uint8 (..., k) of packed bytes; ValueError for a byte above 242 or wrong padding."""
+    if (packed > 242).any():
+        raise ValueError("weight: a byte is above 242")
+    return _row(_digits(packed, (1, 3, 9, 27, 81)), k)
+
+
+PACK = {"i2s": pack_i2s, "tl1": pack_tl1, "tl2": pack_tl2, "t5": pack_t5}
+UNPACK = {"i2s": unpack_i2s, "tl1": unpack_tl1, "tl2": unpack_tl2, "t5": unpack_t5}
+
+
+def _groups(codes: np.ndarray, size: int) -> np.ndarray:
+    """Split ternary codes (..., K) to (..., G, size), the last group filled up with 1."""
+    if codes.size and codes.max() > 2:
+        raise ValueError("a code is not 0, 1 or 2")
+    pad = [(0, 0)] * (codes.ndim - 1) + [(0, -codes.shape[-1] % size)]
+    return np.pad(codes.astype(np.int64), pad, constant_values=1).reshape(*codes.shape[:-1], -1, size)
+
+
+def _digits(numbers: np.ndarray, powers: tuple[int, ...]) -> np.ndarray:
+    """Return the base-3 digits (..., len(powers)) of numbers."""
+    return numbers[..., None].astype(np.int64) // powers % 3
+
+
+def _row(codes: np.ndarray, k: int) -> np.ndarray:
+    """Join groups of codes (..., G, size) to rows of k; what is past k must be 1."""
+    row = codes.reshape(*codes.shape[:-2], -1).astype(np.uint8)
+    if (row[..., k:] != 1).any():
+        raise ValueError("weight: a code past K is not 1")
+    return row[..., :k]
 
 
 def quantize_rows(x: np.ndarray, bits: int, static_scale: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
@@ -68,15 +163,16 @@ def matmul(
     block_size: int = 0,
     activation_bits: int = 8,
     activation_scale: float = 0.0,
+    form: str = "i2s",
 ) -> np.ndarray:
-    """Compute y = Q(x) W^T + bias with W = sum over planes of scale * (code - zero_point): op MatMulI2S.
+    """Compute y = Q(x) W^T + bias with W = sum over planes of scale * (code - zero_point).
 
     With 8 and 16 activation bits the order of the float operations is part of the definition, so results are
     the same bits everywhere. With 32 bits this is the float64 result, rounded; kernels come close to it.
 
     Args:
         x: float32 or float16 (..., K).
-        weight: uint8 (P, N, ceil(K / 4)), see `pack_i2s`.
+        weight: uint8 (P, N, row_bytes), what `PACK[form]` makes of codes.
         scale: float32 or float16 (P, N or 1, G or 1), G = ceil(K / block_size).
         zero_point: likewise (P, N or 1, G or 1), on its own.
         bias: float32 (N,), or None for zeros.
@@ -84,16 +180,18 @@ def matmul(
         block_size: inputs that share a scale; 0 means all of K.
         activation_bits: 8, 16, or 32 for float activations.
         activation_scale: the step of static quantization, 0 for dynamic.
+        form: format of the weight.
 
     Returns:
         y (..., N) of the type of x.
     """
     rows = x.reshape(-1, k).astype(np.float32)
+    codes = UNPACK[form](weight, k)
     if activation_bits == 32:
-        y = _matmul_float(rows, weight, scale, zero_point, block_size)
+        y = _matmul_float(rows, codes, scale, zero_point, block_size)
     else:
         q, inv_s = quantize_rows(rows, activation_bits, activation_scale)
-        y = _matmul_integer(q, inv_s, weight, scale, zero_point, block_size)
+        y = _matmul_integer(q, inv_s, codes, scale, zero_point, block_size)
     if bias is not None:
         y = y + bias.astype(np.float32)
     with np.errstate(over="ignore"):
@@ -103,7 +201,7 @@ def matmul(
 def _matmul_integer(
     q: np.ndarray,
     inv_s: np.ndarray,
-    weight: np.ndarray,
+    codes: np.ndarray,
     scale: np.ndarray,
     zero_point: np.ndarray,
     block_size: int,
@@ -111,14 +209,13 @@ def _matmul_integer(
     """Integer products per group, then the epilogue in float32, operation by operation."""
     k = q.shape[1]
     starts = group_starts(k, block_size)
-    scale, zero_point = (_spread(a, weight, k, block_size) for a in (scale, zero_point))
-    y = np.zeros((q.shape[0], weight.shape[1]), np.float32)
-    for p in range(weight.shape[0]):
-        codes = unpack_i2s(weight[p], k)
+    scale, zero_point = (_spread(a, codes, k, block_size) for a in (scale, zero_point))
+    y = np.zeros((q.shape[0], codes.shape[1]), np.float32)
+    for p, plane in enumerate(codes):
         for g, start in enumerate(starts):
             stop = min(k, start + (block_size or k))
             # Exact: every partial sum is an integer far below 2^53.
-            acc = q[:, start:stop].astype(np.float64) @ codes[:, start:stop].astype(np.float64).T
+            acc = q[:, start:stop].astype(np.float64) @ plane[:, start:stop].astype(np.float64).T
             total = q[:, start:stop].sum(axis=1, dtype=np.float64)
             term = (acc - zero_point[p, :, g].astype(np.float64) * total[:, None]).astype(np.float32)
             if len(starts) == 1:
@@ -129,30 +226,35 @@ def _matmul_integer(
 
 
 def _matmul_float(
-    x: np.ndarray, weight: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, block_size: int
+    x: np.ndarray, codes: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, block_size: int
 ) -> np.ndarray:
     """Float activations; a row that holds NaN or Inf gives a row of NaN."""
     k = x.shape[1]
     scale, zero_point = (
-        np.repeat(_spread(a, weight, k, block_size), block_size or k, axis=2)[..., :k].astype(np.float64)
+        np.repeat(_spread(a, codes, k, block_size), block_size or k, axis=2)[..., :k].astype(np.float64)
         for a in (scale, zero_point)
     )
-    w = (scale * (unpack_i2s(weight, k) - zero_point)).sum(axis=0)
+    w = (scale * (codes - zero_point)).sum(axis=0)
     finite = np.isfinite(x).all(axis=1)[:, None]
     y = np.where(finite, x, np.float32(0)).astype(np.float64) @ w.T
     return np.where(finite, y, np.nan).astype(np.float32)
 
 
 def dequantize(
-    weight: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, k: int, block_size: int = 0
+    weight: np.ndarray,
+    scale: np.ndarray,
+    zero_point: np.ndarray,
+    k: int,
+    block_size: int = 0,
+    form: str = "i2s",
 ) -> np.ndarray:
     """Decode packed planes to float32 (N, K); the planes are added in order, in float32.
 
     Arguments as for `matmul`.
     """
-    codes = unpack_i2s(weight, k).astype(np.float32)
+    codes = UNPACK[form](weight, k).astype(np.float32)
     scale, zero_point = (
-        np.repeat(_spread(a, weight, k, block_size), block_size or k, axis=2)[..., :k]
+        np.repeat(_spread(a, codes, k, block_size), block_size or k, axis=2)[..., :k]
         for a in (scale, zero_point)
     )
     w = np.zeros(codes.shape[1:], np.float32)
@@ -166,9 +268,9 @@ def group_starts(k: int, block_size: int) -> range:
     return range(0, k, block_size or k)
 
 
-def _spread(values: np.ndarray, weight: np.ndarray, k: int, block_size: int) -> np.ndarray:
+def _spread(values: np.ndarray, codes: np.ndarray, k: int, block_size: int) -> np.ndarray:
     """Bring scales or zero points (P, N or 1, G or 1) to float32 (P, N, G)."""
-    shape = (*weight.shape[:2], len(group_starts(k, block_size)))
+    shape = (*codes.shape[:2], len(group_starts(k, block_size)))
     return np.broadcast_to(values.astype(np.float32), shape)
 
 

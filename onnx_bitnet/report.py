@@ -76,7 +76,7 @@ class Layer:
         n: outputs, 0 if unknown.
         k: inputs, 0 if unknown.
         reason: why it was left, None if it was converted.
-        detail: the reason's particulars in words.
+        detail: the reason's particulars in words; of a converted layer, why it has this format.
         format: canonical format of the packed weight.
         granularity: `tensor`, `channel` or `block:B`.
         planes: planes of codes.

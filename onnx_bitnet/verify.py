@@ -46,9 +46,17 @@ def _compare(name: str, packed: PackedNode, quantized: Quantized) -> None:
     step = max(1, _ROWS_AT_ONCE // quantized.k)
     for start in range(0, quantized.n, step):
         rows = slice(start, start + step)
-        decoded = reference.dequantize(
-            weight[:, rows], _rows(scale, rows), _rows(zero_point, rows), quantized.k, packed.block_size
-        )
+        try:
+            decoded = reference.dequantize(
+                weight[:, rows],
+                _rows(scale, rows),
+                _rows(zero_point, rows),
+                quantized.k,
+                packed.block_size,
+                packed.format,
+            )
+        except ValueError as error:
+            raise OutputError(f"verification failed: layer {name!r}: {error}") from None
         if not np.array_equal(decoded, quantized.dequantize(rows)):
             raise OutputError(
                 f"verification failed: layer {name!r} decodes to other values than were written"

@@ -1,7 +1,8 @@
-"""Random MatMulI2S layers as ONNX models, with what they must compute; shared by the tests of op and body."""
+"""Random packed layers as ONNX models, with what they must compute; shared by the tests of op and body."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ import onnx_ir as ir
 from onnx import helper, numpy_helper
 
 from onnx_bitnet import reference
+from onnx_bitnet.formats import FORMATS
 from onnx_bitnet.rewrite import functions
 
 Shape = Sequence[int | str | None]
@@ -19,7 +21,7 @@ Shape = Sequence[int | str | None]
 
 @dataclass(frozen=True)
 class Layer:
-    """One packed layer: the attributes and constant inputs of a MatMulI2S node."""
+    """One packed layer: the attributes and constant inputs of its node."""
 
     n: int
     k: int
@@ -30,6 +32,22 @@ class Layer:
     scale: np.ndarray
     zero_point: np.ndarray
     bias: np.ndarray
+    form: str = "i2s"
+
+    @property
+    def op_type(self) -> str:
+        return FORMATS[self.form].op_type
+
+    @property
+    def constants(self) -> list[str]:
+        """Names of the constant inputs, in order."""
+        zero_point = ["zero_point"] if FORMATS[self.form].four_levels else []
+        return ["weight", "scale", *zero_point, "bias"]
+
+    def to(self, form: str) -> Layer:
+        """Return the same layer in another format: of the oracle's bytes."""
+        codes = reference.UNPACK[self.form](self.weight, self.k)
+        return dataclasses.replace(self, form=form, weight=reference.PACK[form](codes))
 
     def expected(self, x: np.ndarray) -> np.ndarray:
         return reference.matmul(
@@ -42,12 +60,13 @@ class Layer:
             block_size=self.block_size,
             activation_bits=self.activation_bits,
             activation_scale=self.activation_scale,
+            form=self.form,
         )
 
     def node(self, x: str = "x", y: str = "y", name: str = "layer") -> onnx.NodeProto:
         return helper.make_node(
-            "MatMulI2S",
-            [x, "weight", "scale", "zero_point", "bias"],
+            self.op_type,
+            [x, *self.constants],
             [y],
             name=name,
             domain=functions.DOMAIN,
@@ -59,10 +78,7 @@ class Layer:
         )
 
     def initializers(self) -> list[onnx.TensorProto]:
-        return [
-            numpy_helper.from_array(getattr(self, name), name)
-            for name in ("weight", "scale", "zero_point", "bias")
-        ]
+        return [numpy_helper.from_array(getattr(self, name), name) for name in self.constants]
 
     def model(
         self,
@@ -118,7 +134,7 @@ def random_layer(
     )
 
 
-def random_case(seed: int, bits: int) -> Layer:
+def random_case(seed: int, bits: int, form: str = "i2s") -> Layer:
     """Make a layer with everything drawn: planes, blocks, ragged sizes, zero points, static activations."""
     rng = np.random.default_rng(seed)
     return random_layer(
@@ -131,9 +147,29 @@ def random_case(seed: int, bits: int) -> Layer:
         activation_scale=float(rng.choice([0.0, 0.0, 0.02])),
         shared_rows=bool(rng.integers(2)),
         shared_groups=seed % 5 == 0,
-        ternary=bool(rng.integers(2)),
+        ternary=bool(rng.integers(2)) or not FORMATS[form].four_levels,
         scale_type=np.float16 if rng.integers(2) else np.float32,
-    )
+    ).to(form)
+
+
+# Format, K, a row of bytes that no codes give, and what is said of it.
+INVALID = {
+    "i2s a pad of 0": ("i2s", 3, "00", "a code past K"),
+    "tl1 low index 9": ("tl1", 4, "49", "a pair index is above 8"),
+    "tl1 high index 15": ("tl1", 4, "f4", "a pair index is above 8"),
+    "tl1 a pad pair of 0": ("tl1", 2, "04", "a code past K"),
+    "tl1 half a pad pair": ("tl1", 3, "54", "a code past K"),
+    "tl2 magnitude 14": ("tl2", 6, "e100", "a magnitude is above 13"),
+    "tl2 magnitude -15": ("tl2", 6, "1f01", "a magnitude is above 13"),
+    "tl2 minus 0": ("tl2", 6, "0102", "a magnitude of 0 has a sign"),
+    "tl2 a sign past the last": ("tl2", 3, "0102", "a magnitude of 0 has a sign"),
+    "tl2 a magnitude past the last": ("tl2", 3, "1100", "a code past K"),
+    "tl2 a pad in a triple": ("tl2", 2, "0100", "a code past K"),
+    "tl2 the 25th input": ("tl2", 25, "0000000001" + "0000", "a code past K"),
+    "t5 byte 243": ("t5", 5, "f3", "a byte is above 242"),
+    "t5 byte 255": ("t5", 5, "ff", "a byte is above 242"),
+    "t5 a pad of 0": ("t5", 4, "00", "a code past K"),
+}
 
 
 def value(name: str, dtype: Any, shape: Shape | None) -> onnx.ValueInfoProto:
@@ -149,7 +185,8 @@ def model(
     opset: int = 17,
     with_function: bool = True,
 ) -> onnx.ModelProto:
-    body = [ir.to_proto(functions.matmul_i2s(opset))] if with_function else []
+    ops = {node.op_type for node in nodes} & functions.FUNCTIONS.keys() or {"MatMulI2S"}
+    body = [ir.to_proto(functions.FUNCTIONS[op](opset)) for op in sorted(ops)] if with_function else []
     return helper.make_model(
         helper.make_graph(nodes, "graph", inputs, outputs, initializers),
         opset_imports=[helper.make_opsetid("", opset), helper.make_opsetid(functions.DOMAIN, 1)],

@@ -13,6 +13,7 @@ import pytest
 import onnx_bitnet as bn
 from onnx_bitnet import files
 from onnx_bitnet.errors import ModelError, OutputError, RecipeError, Refused
+from onnx_bitnet.inspection import inspect
 from onnx_bitnet.report import Reason
 from onnx_bitnet.rewrite.packed import packed_nodes
 
@@ -112,6 +113,48 @@ def test_integers_are_planes(mixed, tmp_path, action, planes, sqnr):
     report = bn.convert(mixed, tmp_path / "out.onnx", {"rules": [("*.b", action)]})
     assert report.layers[1].planes == planes
     assert report.layers[1].sqnr_db > sqnr
+
+
+@pytest.mark.parametrize("form", ["i2s", "tl1", "tl2", "t5"])
+def test_a_format_that_is_named_is_used(mixed, tmp_path, form):
+    report = bn.convert(mixed, tmp_path / "out.onnx", {"mode": "ternary", "format": form})
+    assert {(layer.format, layer.detail) for layer in report.layers} == {(form, "")}
+    packed = inspect(tmp_path / "out.onnx").packed
+    assert {layer.format for layer in packed} == {form}
+    sizes = [round(layer.packed_bytes * 8 / (layer.n * layer.k), 6) for layer in report.layers]
+    assert [round(layer.bits_per_weight, 6) for layer in packed] == sizes
+    bn.convert(mixed, tmp_path / "i2s.onnx", {"mode": "ternary"})
+    x = np.random.default_rng(0).standard_normal((3, K), np.float32)
+    got, expected = (bn.session(tmp_path / name).run(None, {"x": x})[0] for name in ("out.onnx", "i2s.onnx"))
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_layers_may_have_formats_of_their_own(mixed, tmp_path):
+    rules = [("*.a", {"format": "t5"}), ("*.b", "int8")]
+    report = bn.convert(mixed, tmp_path / "out.onnx", {"format": "tl2", "rules": rules})
+    assert [layer.format for layer in report.layers] == ["t5", "i2s", "tl2"]
+    assert [layer.detail for layer in report.layers] == [
+        "",
+        "int8 needs four levels, which only i2s holds",
+        "",
+    ]
+    model = onnx.load(tmp_path / "out.onnx")
+    assert [function.name for function in model.functions] == ["MatMulTL2", "MatMulI2S", "MatMulT5"]
+    assert len(model.graph.node[0].input) == 4
+    onnx.checker.check_model(model, full_check=True)
+
+
+def test_auto_says_why_it_takes_i2s(mixed):
+    report = bn.plan(mixed)
+    assert [layer.format for layer in report.converted] == ["i2s", "i2s"]
+    assert all(layer.detail.startswith("i2s loads fastest") for layer in report.converted)
+
+
+def test_a_rule_cannot_put_four_levels_into_a_ternary_format(mixed, tmp_path):
+    recipe = {"mode": "ternary", "levels": 4, "rules": [("*.b", {"format": "t5"})]}
+    with pytest.raises(RecipeError, match="format 't5' holds three levels"):
+        bn.convert(mixed, tmp_path / "out.onnx", recipe)
+    assert not (tmp_path / "out.onnx").exists()
 
 
 def test_first_and_last_can_be_kept(mixed, tmp_path):

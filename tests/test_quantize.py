@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as arrays
 
 from onnx_bitnet import _native, reference, scales
 from onnx_bitnet.errors import ModelError, RecipeError
+from onnx_bitnet.formats import FORMATS
 from onnx_bitnet.quantize import LayerSpec, check_weight, detect, quantize, quantize_layer
 from onnx_bitnet.recipe import Recipe
 
@@ -360,6 +361,46 @@ def test_quantized_knows_its_size_and_decodes_rows():
     assert packed.dequantize(slice(4, 4)).shape == (0, 256)
     with pytest.raises(ValueError, match="must follow one another"):
         packed.dequantize(slice(0, 8, 2))
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "channel", "block:32"])
+@pytest.mark.parametrize("source", FORMATS)
+def test_formats_convert_into_each_other_without_loss(granularity, source):
+    weight = normal((33, 101))
+    recipe = Recipe(mode="ternary", granularity=granularity, planes=2)
+    packed = quantize(weight, recipe.replace(format=source))
+    assert (packed.format, packed.weight.shape[2]) == (source, FORMATS[source].row_bytes(101))
+    np.testing.assert_array_equal(packed.dequantize(), quantize(weight, recipe).dequantize())
+    for target in FORMATS:
+        other = packed.to(target)
+        np.testing.assert_array_equal(other.weight, reference.PACK[target](packed.codes()))
+        np.testing.assert_array_equal(other.to(source).weight, packed.weight)
+        np.testing.assert_array_equal(other.dequantize(slice(3, 30)), packed.dequantize()[3:30])
+        assert (other.lossless, other.sqnr_db, other.zeros) == (packed.lossless, packed.sqnr_db, packed.zeros)
+
+
+def test_what_is_not_ternary_stays_i2s():
+    weight = normal((8, 64))
+    with pytest.raises(
+        ModelError, match="a code is not 0, 1 or 2; only i2s holds four levels; it cannot be tl2"
+    ):
+        quantize(weight, Recipe(mode="ternary", levels=4)).to("tl2")
+    with pytest.raises(
+        ModelError, match="its zero points are not 1, so it cannot be t5; only i2s can hold it"
+    ):
+        quantize_layer(weight, LayerSpec(integer_bits=4)).to("t5")
+    with pytest.raises(ModelError, match="cannot be tl1"):
+        quantize_layer(weight, LayerSpec("tl1", integer_bits=8))
+
+
+@pytest.mark.parametrize(("form", "bits"), [("i2s", 2.0), ("tl1", 2.0), ("tl2", 1.70), ("t5", 1.61)])
+def test_size_of_a_layer_in_each_format(form, bits):
+    weight = 0.02 * np.random.default_rng(0).integers(-1, 2, (2048, 2048)).astype(np.float32)
+    packed = quantize(weight, Recipe(mode="lossless", format=form))
+    assert packed.lossless
+    assert packed.granularity == "tensor"
+    assert FORMATS[form].bits_per_weight <= packed.bits_per_weight <= bits + 1e-4
+    np.testing.assert_array_equal(packed.dequantize(), weight)
 
 
 def test_defaults_suit_the_bits():

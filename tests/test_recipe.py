@@ -118,3 +118,16 @@ def test_a_bad_recipe_file_is_named(tmp_path, name, text, message):
 def test_block_size_reads_granularity():
     assert block_size("block:128") == 128
     assert block_size("channel") is None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"format": "tl2", "levels": 4},
+        {"rules": [("*", {"format": "t5", "levels": 4})]},
+        {"rules": [{"match": "*", "action": "int4", "format": "tl1"}]},
+    ],
+)
+def test_ternary_formats_hold_no_fourth_level(fields):
+    with pytest.raises(RecipeError, match="holds three levels; use i2s for four, int4 and int8"):
+        Recipe(**fields)

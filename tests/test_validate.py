@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnx_bitnet.errors import DataError, ModelError
 from onnx_bitnet.metrics import Accumulator, Metrics
-from onnx_bitnet.rewrite.functions import DOMAIN, matmul_i2s
+from onnx_bitnet.rewrite.functions import DOMAIN, FUNCTIONS
 from onnx_bitnet.validate import OutputMetrics, Validation, validate
 
 OPSET = 17
@@ -54,7 +54,7 @@ def save(
     imports = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
     model = helper.make_model(graph, opset_imports=imports, ir_version=9)
     if any(node.domain == DOMAIN for node in _all_nodes(graph)):
-        model.functions.append(ir.to_proto(matmul_i2s(OPSET)))
+        model.functions.append(ir.to_proto(FUNCTIONS["MatMulI2S"](OPSET)))
     onnx.save(model, path, save_as_external_data=external, location=path.name + ".data", size_threshold=0)
     return path
 

@@ -4,6 +4,7 @@
 
 #include <stdatomic.h>
 
+#include "formats.h"
 #include "ort.h"
 
 /* One per ONNX Runtime in the process (register.c); lives to the end of the process. */
@@ -12,15 +13,16 @@ typedef struct {
     atomic_ulong fresh; /* names given to unknown dimensions so far */
 } bn_host;
 
-/* What ONNX Runtime is handed: an op for one type of x.  Shape inference gets nothing but a pointer
+/* What ONNX Runtime is handed: an op for one format and one type of x.  Shape inference gets nothing but a pointer
  * to it, so it must lead to the host. */
 typedef struct {
     ort_custom_op callbacks; /* first: a pointer to it is a pointer to the bn_op */
     bn_host *host;
+    bn_format format;
     int x_type;
 } bn_op;
 
-extern const ort_custom_op bn_matmul_i2s;
+extern const ort_custom_op bn_matmul_op; /* of every format (matmul.c) */
 
 /* Callbacks that are the same for every op with x as input 0, y as its only output, an attribute N
  * and y of shape (..., N) (common.c). */

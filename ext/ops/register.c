@@ -15,10 +15,13 @@
 /* One row per op and type of x.  Rows of the same op must agree in all but that type. */
 static const struct {
     const ort_custom_op *callbacks;
+    bn_format format;
     int x_type;
 } OPS[] = {
-    {&bn_matmul_i2s, ORT_FLOAT},
-    {&bn_matmul_i2s, ORT_FLOAT16},
+#define BN_FORMAT(name, op, four_levels)                                                           \
+    {&bn_matmul_op, BN_FORMAT_##name, ORT_FLOAT}, {&bn_matmul_op, BN_FORMAT_##name, ORT_FLOAT16},
+#include "formats.inc"
+#undef BN_FORMAT
 };
 enum { OP_COUNT = sizeof OPS / sizeof OPS[0] };
 
@@ -56,7 +59,7 @@ static ort_status *make_domain(const ort_api *api, domain **made)
     atomic_init(&d->host.fresh, 0);
     ort_status *status = ort_CreateCustomOpDomain(api)("onnx_bitnet", &d->handle);
     for (size_t i = 0; status == NULL && i < OP_COUNT; i++) {
-        d->ops[i] = (bn_op){*OPS[i].callbacks, &d->host, OPS[i].x_type};
+        d->ops[i] = (bn_op){*OPS[i].callbacks, &d->host, OPS[i].format, OPS[i].x_type};
         status = ort_CustomOpDomain_Add(api)(d->handle, &d->ops[i].callbacks);
     }
     if (status != NULL) {

@@ -9,11 +9,14 @@ one float (K, N) matrix when it loads the model.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from string import Template
 from types import MappingProxyType
 
 import onnx.parser
 import onnx_ir as ir
+
+from onnx_bitnet.formats import FORMATS, Format
 
 DOMAIN = "onnx_bitnet"
 VERSION = 1
@@ -23,29 +26,23 @@ OPSETS = range(11, 27)
 FLOAT16_OPSET = 15
 """First opset whose bodies give y the type of a float16 x (CastLike); before it x must be float32."""
 
-_MATMUL_I2S = Template("""
+_MATMUL = Template("""
 <opset_import: ["" : $opset], domain: "$domain">
-MatMulI2S <K, N, block_size, activation_bits, activation_scale>
-          (x, weight, scale, zero_point, bias) => (y)
+$op_type <K, N, block_size, activation_bits, activation_scale>
+          (x, weight, scale, $zero_point bias) => (y)
 {
     int_0 = Constant <value = int64[1] {0}> ()
     int_1 = Constant <value = int64[1] {1}> ()
-    int_4 = Constant <value = int64[1] {4}> ()
     last = Constant <value = int64[1] {-1}> ()
     float_0 = Constant <value = float {0.0}> ()
     float_1 = Constant <value = float {1.0}> ()
 $attributes
 
-    # codes (P, N, K): four to a byte, lowest bits first
-    shifts = Constant <value = uint8[4] {0, 2, 4, 6}> ()
-    radix = Constant <value = uint8 {4}> ()
+    # codes (P, N, K)
     split = Constant <value = int64[4] {0, 0, 0, 1}> ()
     join = Constant <value = int64[3] {0, 0, -1}> ()
     columns = Constant <value = int64[1] {2}> ()
-    bytes = Reshape (weight, split)
-    shifted = BitShift <direction = "RIGHT"> (bytes, shifts)
-    fields = Mod (shifted, radix)
-    row_codes = Reshape (fields, join)
+$unpack
     codes = Slice (row_codes, int_0, K, columns)
 
     # blocks (P, N, G, block): the last one is filled up
@@ -62,10 +59,8 @@ $attributes
 
     # W (K, N) = sum over planes of scale * (code - zero_point)
     float_scale = Cast <to = 1> (scale)
-    float_zero_point = Cast <to = 1> (zero_point)
     block_scale = Reshape (float_scale, split)
-    block_zero_point = Reshape (float_zero_point, split)
-    centred = Sub (blocks, block_zero_point)
+$centre
     planes = Mul (centred, block_scale)
     W_blocks = $sum_of_planes
     two_axes = Constant <value = int64[2] {0, -1}> ()
@@ -86,7 +81,7 @@ $attributes
     minus_L = Neg (L)
     lowest = Sub (minus_L, float_1)
     float_x = Cast <to = 1> (x)
-    magnitudes = Abs (float_x)
+    magnitudes_of_x = Abs (float_x)
     peak = $peak
     absmax = Max (peak, tiny)
     inverse = Div (float_1, absmax)
@@ -116,6 +111,83 @@ $attributes
 }
 """)
 
+# Four codes to a byte, lowest bits first.
+_UNPACK_I2S = """
+    shifts = Constant <value = uint8[4] {0, 2, 4, 6}> ()
+    radix = Constant <value = uint8 {4}> ()
+    bytes = Reshape (weight, split)
+    shifted = BitShift <direction = "RIGHT"> (bytes, shifts)
+    fields = Mod (shifted, radix)
+    row_codes = Reshape (fields, join)"""
+
+# Numbers of some trits each, of which `powers` says what each digit counts.
+_DIGITS = """
+    three = Constant <value = int32 {3}> ()
+    split_numbers = Reshape (numbers, split)
+    quotients = Div (split_numbers, powers)
+    digits = Mod (quotients, three)
+    row_codes = Reshape (digits, join)"""
+
+_NIBBLES = """
+    nibble_shifts = Constant <value = uint8[2] {0, 4}> ()
+    sixteen = Constant <value = uint8 {16}> ()
+    split_bytes = Reshape (bytes, split)
+    shifted_nibbles = BitShift <direction = "RIGHT"> (split_bytes, nibble_shifts)
+    fields = Mod (shifted_nibbles, sixteen)
+    row_nibbles = Reshape (fields, join)
+    nibbles = Cast <to = 6> (row_nibbles)"""
+
+# Two pairs 3 c0 + c1 to a byte.
+_UNPACK_TL1 = f"""
+    powers = Constant <value = int32[2] {{3, 1}}> ()
+    bytes = Identity (weight)
+{_NIBBLES}
+    numbers = Identity (nibbles)
+{_DIGITS}"""
+
+# Triples v = 9 c0 + 3 c1 + c2 - 13: two |v| to a byte, then eight signs to a byte.
+_UNPACK_TL2 = f"""
+    powers = Constant <value = int32[3] {{9, 3, 1}}> ()
+    int_2 = Constant <value = int64[1] {{2}}> ()
+    int_3 = Constant <value = int64[1] {{3}}> ()
+    most = Constant <value = int64[1] {{2147483647}}> ()
+    K_and_2 = Add (K, int_2)
+    triples = Div (K_and_2, int_3)
+    triples_and_1 = Add (triples, int_1)
+    magnitude_bytes = Div (triples_and_1, int_2)
+    bytes = Slice (weight, int_0, magnitude_bytes, columns)
+{_NIBBLES}
+    magnitudes = Slice (nibbles, int_0, triples, columns)
+
+    sign_bytes = Slice (weight, magnitude_bytes, most, columns)
+    bit_shifts = Constant <value = uint8[8] {{0, 1, 2, 3, 4, 5, 6, 7}}> ()
+    two = Constant <value = uint8 {{2}}> ()
+    split_sign_bytes = Reshape (sign_bytes, split)
+    shifted_signs = BitShift <direction = "RIGHT"> (split_sign_bytes, bit_shifts)
+    bits = Mod (shifted_signs, two)
+    row_bits = Reshape (bits, join)
+    sign_bits = Slice (row_bits, int_0, triples, columns)
+    negative = Cast <to = 9> (sign_bits)
+
+    thirteen = Constant <value = int32 {{13}}> ()
+    above = Add (thirteen, magnitudes)
+    below = Sub (thirteen, magnitudes)
+    numbers = Where (negative, below, above)
+{_DIGITS}"""
+
+# Five codes to a byte, c0 + 3 c1 + 9 c2 + 27 c3 + 81 c4.
+_UNPACK_T5 = f"""
+    powers = Constant <value = int32[5] {{1, 3, 9, 27, 81}}> ()
+    numbers = Cast <to = 6> (weight)
+{_DIGITS}"""
+
+_UNPACK = {"i2s": _UNPACK_I2S, "tl1": _UNPACK_TL1, "tl2": _UNPACK_TL2, "t5": _UNPACK_T5}
+
+_CENTRE_BY_ZERO_POINT = """
+    float_zero_point = Cast <to = 1> (zero_point)
+    block_zero_point = Reshape (float_zero_point, split)
+    centred = Sub (blocks, block_zero_point)"""
+
 _ATTRIBUTES = """
     K_scalar = Constant <value_int: int = @K> ()
     block_size_scalar = Constant <value_int: int = @block_size> ()
@@ -126,14 +198,15 @@ _ATTRIBUTES = """
     activation_scale = Constant <value_float: float = @activation_scale> ()"""
 
 # Constant takes no number before opset 12. Gemm multiplies by alpha. EyeLike puts a 1 in column k and ArgMax
-# finds it again: the row has a column for each k up to 4 * row_bytes + 32, so for K and activation_bits; a
+# finds it again: the row has a column for each k up to 8 * row_bytes + 32, so for K and activation_bits; a
 # block_size beyond that gives 0, which means the same.
 _ATTRIBUTES_11 = """
     row_bytes_axis = Constant <value = int64[1] {2}> ()
+    most_in_byte = Constant <value = int64[1] {8}> ()
     most_bits = Constant <value = int64[1] {33}> ()
     weight_shape = Shape (weight)
     row_bytes = Gather <axis = 0> (weight_shape, row_bytes_axis)
-    row_weights = Mul (row_bytes, int_4)
+    row_weights = Mul (row_bytes, most_in_byte)
     row_length = Add (row_weights, most_bits)
     row_shape = Concat <axis = 0> (int_1, row_length)
     row = ConstantOfShape (row_shape)
@@ -149,8 +222,8 @@ _ATTRIBUTES_11 = """
     activation_scale = Reshape (activation_scale_matrix, int_1)"""
 
 
-def matmul_i2s(opset: int) -> ir.Function:
-    """Make the body of MatMulI2S for models that import this version of the default domain.
+def matmul(form: Format, opset: int) -> ir.Function:
+    """Make the body of a format's op for models that import this version of the default domain.
 
     y = (Q(x) W^T) * step + bias with W = sum over planes p of scale[p] * (code[p] - zero_point[p]),
     for all attributes of the op: planes, blocks (ragged ones too), zero points, float16 scales,
@@ -162,19 +235,25 @@ def matmul_i2s(opset: int) -> ir.Function:
     """
     if opset not in OPSETS:
         raise ValueError(f"opset {opset}: function bodies exist for {OPSETS[0]} to {OPSETS[-1]}")
-    text = _MATMUL_I2S.substitute(
+    text = _MATMUL.substitute(
         opset=opset,
         domain=DOMAIN,
+        op_type=form.op_type,
+        zero_point="zero_point," if form.four_levels else "",
+        unpack=_UNPACK[form.name],
+        centre=_CENTRE_BY_ZERO_POINT if form.four_levels else "    centred = Sub (blocks, float_1)",
         attributes=_ATTRIBUTES if opset >= 12 else _ATTRIBUTES_11,
         sum_of_planes=_reduce("ReduceSum", "planes", "int_0", keepdims=False, axes_are_input=opset >= 13),
-        peak=_reduce("ReduceMax", "magnitudes", "last", keepdims=True, axes_are_input=opset >= 18),
+        peak=_reduce("ReduceMax", "magnitudes_of_x", "last", keepdims=True, axes_are_input=opset >= 18),
         nothing=_reduce("ReduceMean", "nothings", "last", keepdims=True, axes_are_input=opset >= 18),
         y="CastLike (float_y, x)" if opset >= FLOAT16_OPSET else "Identity (float_y)",
     )
     return ir.serde.deserialize_function(onnx.parser.parse_function(text))
 
 
-FUNCTIONS: Mapping[str, Callable[[int], ir.Function]] = MappingProxyType({"MatMulI2S": matmul_i2s})
+FUNCTIONS: Mapping[str, Callable[[int], ir.Function]] = MappingProxyType(
+    {form.op_type: partial(matmul, form) for form in FORMATS.values()}
+)
 """Op type -> what makes its body for an opset."""
 
 

@@ -13,7 +13,7 @@ from onnx_bitnet.formats import FORMATS, Format
 from onnx_bitnet.rewrite.functions import DOMAIN
 from onnx_bitnet.rewrite.replace import LAYER
 
-_Tensors = tuple[ir.TensorProtocol, ir.TensorProtocol, ir.TensorProtocol]
+_Tensors = tuple[ir.TensorProtocol, ...]
 _WAY_OUT = "convert the model again"
 _FORMATS = {layout.op_type: layout for layout in FORMATS.values()}
 
@@ -30,7 +30,8 @@ class PackedNode:
         k: inputs.
         block_size: inputs that share a scale; 0 means all of K.
         activation_bits: 8, 16 or 32.
-        tensors: weight uint8 (P, N, row_bytes), scale and zero point (P, N or 1, G or 1).
+        tensors: weight uint8 (P, N, row_bytes), scale (P, N or 1, G or 1) and, where the format has one,
+            zero point likewise.
     """
 
     layer: str
@@ -42,18 +43,38 @@ class PackedNode:
     activation_bits: int
     tensors: _Tensors
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes, scales and zero points."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
     def arrays(self) -> list[np.ndarray]:
-        """Load weight, scale and zero point.
+        """Load weight, scale and zero point, which is 1 where the format has none.
 
         Raises:
             ModelError: the file holds fewer or more bytes than their shapes need.
         """
         try:
-            return [tensor.numpy() for tensor in self.tensors]
+            arrays = [tensor.numpy() for tensor in self.tensors]
         except (ValueError, OSError) as error:
             raise ModelError(
                 f"packed node {self.layer!r}: its data is damaged: {error}; {_WAY_OUT}"
             ) from None
+        if not FORMATS[self.format].four_levels:
+            arrays.append(np.ones((arrays[0].shape[0], 1, 1), arrays[1].dtype))
+        return arrays
+
+    def codes(self) -> Iterator[np.ndarray]:
+        """Yield the codes uint8 (N, K) of each plane.
+
+        Raises:
+            ModelError: the weight holds bytes that stand for no codes.
+        """
+        for plane in self.arrays()[0]:
+            try:
+                yield FORMATS[self.format].unpack(plane, self.k)
+            except ValueError as error:
+                raise ModelError(f"packed node {self.layer!r}: {error}; {_WAY_OUT}") from None
 
 
 def packed_nodes(model: ir.Model) -> Iterator[PackedNode]:
@@ -80,9 +101,10 @@ def _read(node: ir.Node, layout: Format) -> PackedNode:
         raise ModelError(f"{where}: attribute {error} is missing or no integer; {_WAY_OUT}") from None
     if n < 1 or k < 1 or block_size < 0:
         raise ModelError(f"{where}: N = {n}, K = {k}, block_size = {block_size}; {_WAY_OUT}")
-    given = (value for value in node.inputs[1:4] if value is not None)
+    count = 3 if layout.four_levels else 2
+    given = (value for value in node.inputs[1 : 1 + count] if value is not None)
     tensors = tuple(filter(None, map(ir.convenience.get_const_tensor, given)))
-    if len(tensors) != 3:
+    if len(tensors) != count:
         raise ModelError(f"{where}: weight, scale or zero point is not a constant; {_WAY_OUT}")
     if not _fit(tensors, n, layout.row_bytes(k), -(-k // (block_size or k))):
         shapes = ", ".join(f"{tensor.dtype} {list(tensor.shape.numpy())}" for tensor in tensors)
@@ -95,7 +117,7 @@ def _read(node: ir.Node, layout: Format) -> PackedNode:
 
 
 def _fit(tensors: _Tensors, n: int, row_bytes: int, groups: int) -> bool:
-    weight, scale, zero_point = tensors
+    weight, *parameters = tensors
     shape = weight.shape.numpy()
     shapes = {(*shape[:1], rows, count) for rows in (1, n) for count in (1, groups)}
     return (
@@ -103,6 +125,6 @@ def _fit(tensors: _Tensors, n: int, row_bytes: int, groups: int) -> bool:
         and shape[1:] == (n, row_bytes)
         and all(
             tensor.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16) and tensor.shape.numpy() in shapes
-            for tensor in (scale, zero_point)
+            for tensor in parameters
         )
     )

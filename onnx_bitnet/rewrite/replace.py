@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from onnx_bitnet.formats import FORMATS
 from onnx_bitnet.quantize import Quantized
 from onnx_bitnet.rewrite.cleanup import release
-from onnx_bitnet.rewrite.functions import DOMAIN, VERSION, matmul_i2s
+from onnx_bitnet.rewrite.functions import DOMAIN, FUNCTIONS, VERSION
 from onnx_bitnet.rewrite.origins import opset_version, subgraphs
 from onnx_bitnet.rewrite.records import Linear, Reshaping, unique
 
@@ -18,7 +19,6 @@ LAYER = f"{DOMAIN}.layer"
 X = f"{DOMAIN}.x"
 Y = f"{DOMAIN}.y"
 
-_OP = (DOMAIN, "MatMulI2S", "")
 _FUNCTIONS_SINCE = 8  # IR version
 _UNSQUEEZE_INPUT_SINCE = 13  # opset
 
@@ -99,7 +99,8 @@ def replace(
         activation_scale: step of statically quantized activations; 0 quantizes each row by its own peak.
         shared: the same object for all replacements in a model; None if there is only this one.
     """
-    _declare(model, linear.root)
+    op_type = FORMATS[quantized.format].op_type
+    _declare(model, linear.root, op_type)
     edit = _Edit(linear, shared or Shared.of(model))
     x = linear.x
     for reshaping in linear.before:
@@ -107,7 +108,7 @@ def replace(
     packed = edit.packed(quantized)
     node = ir.Node(
         DOMAIN,
-        "MatMulI2S",
+        op_type,
         [x, *packed, edit.bias()],
         ir.convenience.convert_attributes(
             {
@@ -180,10 +181,12 @@ class _Edit:
         return self.op("Add", [value, addend])
 
     def packed(self, quantized: Quantized) -> Iterator[ir.Value]:
-        """Yield weight, scale and zero point."""
+        """Yield weight, scale and, where the format has one, zero point."""
         weight = self.linear.weight
         base = weight.name
-        tensors = {"i2s": quantized.weight, "scale": quantized.scale, "zero_point": quantized.zero_point}
+        tensors = {quantized.format: quantized.weight, "scale": quantized.scale}
+        if FORMATS[quantized.format].four_levels:
+            tensors["zero_point"] = quantized.zero_point
         for suffix, array in tensors.items():
             key = (weight.key, id(quantized), suffix)
             yield self.shared.constant(self.graph, key, f"{base}.{suffix}", array, alive=quantized)
@@ -226,7 +229,7 @@ class _Edit:
         release(inputs)
 
 
-def _declare(model: ir.Model, root: ir.Graph) -> None:
+def _declare(model: ir.Model, root: ir.Graph, op_type: str) -> None:
     """Give the model the op's body and import its domain where it is used."""
     if model.ir_version < 4:
         # Until IR version 3 every initializer had to be an input; from 4 on that makes it overridable.
@@ -235,9 +238,10 @@ def _declare(model: ir.Model, root: ir.Graph) -> None:
     model.ir_version = max(model.ir_version, _FUNCTIONS_SINCE)
     model.opset_imports[DOMAIN] = VERSION
     root.opset_imports[DOMAIN] = VERSION
-    if _OP not in model.functions:
+    op = (DOMAIN, op_type, "")
+    if op not in model.functions:
         # before the functions that call it, because onnx.reference knows only those it has already read
         callers = dict(model.functions)
         model.functions.clear()
-        model.functions[_OP] = matmul_i2s(opset_version(model.graph))
+        model.functions[op] = FUNCTIONS[op_type](opset_version(model.graph))
         model.functions.update(callers)

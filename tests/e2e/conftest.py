@@ -38,8 +38,7 @@ def simulate() -> Callable[[Path, Path, Path], Path]:
         model = ir.load(source)
         nodes = {node.name: node for node in ir.traversal.RecursiveGraphIterator(model.graph)}
         for packed in packed_nodes(ir.load(packed_path)):
-            tensors = (tensor.numpy() for tensor in packed.tensors)
-            weight = reference.dequantize(*tensors, packed.k, packed.block_size)
+            weight = reference.dequantize(*packed.arrays(), packed.k, packed.block_size, packed.format)
             _set_weight(nodes[packed.layer], weight)
         ir.save(model, target)
         return target

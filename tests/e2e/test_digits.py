@@ -67,6 +67,22 @@ def test_file_runs_without_the_library(converted, feeds, run_stock):
         np.testing.assert_allclose(logits, packed, atol=2e-4)
 
 
+@pytest.mark.parametrize("form", ["tl1", "tl2", "t5"])
+def test_every_format_is_lossless_and_predicts_the_same(
+    converted, digits_model, feeds, run_stock, tmp_path, form
+):
+    report = bn.convert(digits_model, tmp_path / "model.onnx", bn.Recipe(format=form))
+    assert report.lossless
+    assert {layer.format for layer in report.converted} == {form}
+    smaller = sum(layer.packed_bytes for layer in report.converted)
+    assert smaller <= sum(layer.packed_bytes for layer in converted[0].converted)
+    (expected,) = bn.session(converted[1]).run(None, feeds)
+    (logits,) = bn.session(tmp_path / "model.onnx").run(None, feeds)
+    np.testing.assert_array_equal(logits, expected)
+    for stock in (run_stock, lambda path, feeds: ReferenceEvaluator(str(path)).run(None, feeds)):
+        np.testing.assert_allclose(stock(tmp_path / "model.onnx", feeds)[0], expected, atol=2e-4)
+
+
 def test_eight_bit_activations_are_what_it_was_trained_for(digits_model, feeds, tmp_path):
     report = bn.convert(digits_model, tmp_path / "a8.onnx", bn.Recipe(mode="lossless", activation_bits=8))
     (logits,) = bn.session(tmp_path / "a8.onnx").run(None, feeds)

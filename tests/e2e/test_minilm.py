@@ -63,13 +63,17 @@ def test_auto_mode_keeps_every_layer_and_says_so(minilm_model, minilm_feeds, run
         np.testing.assert_array_equal(kept, original)
 
 
-def test_native_ternary_weights_convert_losslessly(minilm_ternary_model, minilm_feeds, run_stock, tmp_path):
+@pytest.mark.parametrize(("form", "bits"), [("i2s", 2.1), ("tl1", 2.1), ("tl2", 1.78), ("t5", 1.72)])
+def test_native_ternary_weights_convert_losslessly(
+    minilm_ternary_model, minilm_feeds, run_stock, tmp_path, form, bits
+):
     path = tmp_path / "native.onnx"
-    report = bn.convert(minilm_ternary_model, path)
+    report = bn.convert(minilm_ternary_model, path, {"format": form})
     assert report.lossless
     assert len(report.converted) == 36
     assert {layer.granularity for layer in report.converted} == {"channel"}
-    assert 12 * sum(layer.packed_bytes for layer in report.converted) <= 4 * 10_616_832
+    assert {layer.format for layer in report.converted} == {form}
+    assert 8 * sum(layer.packed_bytes for layer in report.converted) <= bits * 10_616_832
     assert report.source_bytes - report.output_bytes > 39_000_000
     _, expected = run_stock(minilm_ternary_model, minilm_feeds)
     _, embedding = bn.session(path).run(None, minilm_feeds)

@@ -12,7 +12,7 @@
 #include "matmul.h"
 
 typedef struct {
-    uint32_t n, k, planes, block_size, scale_rows, bits, m, is_float16;
+    uint32_t format, n, k, planes, block_size, scale_rows, bits, m, is_float16;
     float activation_scale, tolerance; /* 0: the same bits */
 } bn_case;
 
@@ -57,7 +57,8 @@ static int run_case(FILE *file, const bn_case *c, uint32_t isas)
     const size_t groups = bn_make_groups(c->k, c->block_size).count;
     const size_t scales = (size_t)c->planes * c->scale_rows * groups * sizeof(float);
     const size_t width = c->is_float16 ? 2 : 4;
-    uint8_t *weight = take(file, (size_t)c->planes * c->n * bn_row_bytes(c->k));
+    const bn_format_info *format = &bn_formats[c->format];
+    uint8_t *weight = take(file, (size_t)c->planes * c->n * format->row_bytes(c->k));
     float *scale = take(file, scales);
     float *zero_point = take(file, scales);
     float *bias = take(file, c->n * sizeof(float));
@@ -70,9 +71,10 @@ static int run_case(FILE *file, const bn_case *c, uint32_t isas)
         .k = c->k,
         .planes = c->planes,
         .block_size = c->block_size,
+        .format = (bn_format)c->format,
         .weight = weight,
         .scale = scale,
-        .zero_point = zero_point,
+        .zero_point = format->four_levels ? zero_point : NULL,
         .scale_rows = c->scale_rows,
         .zero_point_rows = c->scale_rows,
         .bias = bias,
@@ -88,8 +90,8 @@ static int run_case(FILE *file, const bn_case *c, uint32_t isas)
         good = !reason && is_equal(c, y, expected);
     }
     if (!good) {
-        printf("n %u k %u planes %u block %u bits %u m %u: %s\n", c->n, c->k, c->planes,
-               c->block_size, c->bits, c->m, reason ? reason : "wrong result");
+        printf("%s n %u k %u planes %u block %u bits %u m %u: %s\n", format->name, c->n, c->k,
+               c->planes, c->block_size, c->bits, c->m, reason ? reason : "wrong result");
     }
     bn_matmul_destroy(layer);
     free(weight);

@@ -24,14 +24,16 @@ from onnx_bitnet import reference
 
 HERE = Path(__file__).parent
 EXT = HERE.parents[1] / "ext"
-CORE = ("cpu", "dispatch", "matmul", "panel", "run")
+CORE = ("cpu", "dispatch", "formats", "matmul", "panel", "run")
+FORMATS = tuple(reference.PACK)  # in the order of formats.inc, as tests/test_formats.py makes sure
 ROW = re.compile(r'^BN_ISA\((\w+), +"([^"]*)", +(\w+)', re.M)
 
 
 def cases() -> Iterator[bytes]:
     """Yield layers with their inputs and answers, in the format that portable.c reads."""
     rng = np.random.default_rng(0)
-    for bits in (8, 16, 32):
+    for form, bits in (("i2s", 8), ("i2s", 16), ("i2s", 32), ("tl1", 8), ("tl2", 16), ("t5", 16)):
+        top = 4 if form == "i2s" else 3
         for n, k, m, planes, block_size, scale_rows, half, step in (
             (1, 1, 1, 1, 0, 1, False, 0.0),
             (70, 150, 5, 1, 0, 70, False, 0.0),
@@ -44,17 +46,19 @@ def cases() -> Iterator[bytes]:
             if bits == 32 and half:
                 continue
             shape = (planes, scale_rows, len(reference.group_starts(k, block_size)))
-            weight = reference.pack_i2s(rng.integers(0, 4, (planes, n, k), np.uint8))
+            weight = reference.PACK[form](rng.integers(0, top, (planes, n, k), np.uint8))
             scale = rng.normal(size=shape).astype(np.float32)
-            zero_point = rng.choice([1.0, 1.5, 0.0], shape if planes > 1 else 1).astype(np.float32)
+            zero_points = [1.0, 1.5, 0.0] if form == "i2s" else [1.0]
+            zero_point = rng.choice(zero_points, shape if planes > 1 else 1).astype(np.float32)
             zero_point = np.ascontiguousarray(np.broadcast_to(zero_point, shape))
             bias = rng.normal(size=n).astype(np.float32)
             x = rng.normal(size=(m, k)).astype(np.float16 if half else np.float32)
             step = step if bits != 32 else 0.0
             options = {"k": k, "block_size": block_size, "activation_bits": bits, "activation_scale": step}
-            y = reference.matmul(x, weight, scale, zero_point, bias, **options)
+            y = reference.matmul(x, weight, scale, zero_point, bias, form=form, **options)
             tolerance = 2e-5 * float(np.abs(y).max()) if bits == 32 else 0.0
-            yield struct.pack("=8I2f", n, k, planes, block_size, scale_rows, bits, m, half, step, tolerance)
+            numbers = (FORMATS.index(form), n, k, planes, block_size, scale_rows, bits, m, half)
+            yield struct.pack("=9I2f", *numbers, step, tolerance)
             yield from (array.tobytes() for array in (weight, scale, zero_point, bias, x, y))
 
 

@@ -28,4 +28,4 @@ def test_core_without_python(compiler: str, flags: str, runner: str) -> None:
     command = [sys.executable, str(SCRIPT), "--cc", compiler, f"--flags={flags}", "--runner", runner]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "20 of 20 layers right" in done.stdout
+    assert "41 of 41 layers right" in done.stdout

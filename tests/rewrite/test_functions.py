@@ -10,6 +10,7 @@ import pytest
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
+from onnx_bitnet.formats import FORMATS
 from onnx_bitnet.rewrite import functions
 
 OPSETS = (11, 12, 13, 15, 17, 18, 20, 21, 23, 24, 25, 26)
@@ -63,9 +64,37 @@ def test_body_computes_the_op_in_every_opset(opset: int, bits: int):
             assert_close(run(model, x, level), want)
 
 
+TERNARY = [form.name for form in FORMATS.values() if not form.four_levels]
+
+
+@pytest.mark.parametrize("form", TERNARY)
+@pytest.mark.parametrize("opset", functions.OPSETS)
+def test_body_of_each_ternary_format_computes_its_op(opset: int, form: str):
+    for seed, bits in zip(range(3 * opset, 3 * opset + 3), (8, 16, 32), strict=True):
+        layer = packed.random_case(seed, bits, form)
+        dtype = np.float16 if opset >= functions.FLOAT16_OPSET and seed % 2 else np.float32
+        model = layer.model(dtype, rank=1 + seed % 3, opset=opset)
+        onnx.checker.check_model(model, full_check=True)
+        x = packed.rows(seed, (*(2, 3)[: seed % 3], layer.k), dtype)
+        want = layer.expected(x)
+        assert_close(evaluate(model, x), want)
+        assert_close(run(model, x, list(LEVELS)[seed % 3]), want)
+
+
+@pytest.mark.parametrize("form", TERNARY)
+@pytest.mark.parametrize("opset", [11, 17])
+def test_body_unpacks_every_k(form: str, opset: int):
+    rng = np.random.default_rng(opset)
+    for k in (*range(1, 32), 47, 48, 49, 240):
+        layer = packed.random_layer(rng, 3, k, bits=32, ternary=True).to(form)
+        x = packed.rows(k, (2, k))
+        assert_close(run(layer.model(opset=opset), x), layer.expected(x))
+
+
+@pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("opset", [11, 17, 23])
-def test_body_gives_the_shape_of_y_to_shape_inference(opset: int):
-    model = packed.random_case(1, 8).model(rank=3, opset=opset)
+def test_body_gives_the_shape_of_y_to_shape_inference(opset: int, form: str):
+    model = packed.random_case(1, 8, form).model(rank=3, opset=opset)
     del model.graph.output[0].type.tensor_type.shape.dim[:]
     model.graph.output[0].type.tensor_type.ClearField("shape")
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
@@ -101,9 +130,12 @@ def test_zeros_give_the_bias():
     np.testing.assert_array_equal(y, np.stack([layer.bias] * 2))
 
 
+@pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("opset", [11, 17, 18])
-def test_onnxruntime_folds_all_of_the_weight_when_it_loads(opset: int, tmp_path):
-    layer = packed.random_layer(np.random.default_rng(0), 6, 10, planes=2, block_size=4)
+def test_onnxruntime_folds_all_of_the_weight_when_it_loads(opset: int, form: str, tmp_path):
+    layer = packed.random_layer(np.random.default_rng(0), 6, 10, planes=2, block_size=4, ternary=True).to(
+        form
+    )
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
@@ -116,12 +148,13 @@ def test_onnxruntime_folds_all_of_the_weight_when_it_loads(opset: int, tmp_path)
 
 
 def test_only_listed_opsets_have_bodies():
+    assert functions.FUNCTIONS.keys() == {form.op_type for form in FORMATS.values()}
     assert all(
         functions.FUNCTIONS["MatMulI2S"](opset).domain == functions.DOMAIN for opset in functions.OPSETS
     )
     for opset in (10, 27):
         with pytest.raises(ValueError, match=f"opset {opset}: function bodies exist for 11 to 26"):
-            functions.matmul_i2s(opset)
+            functions.FUNCTIONS["MatMulI2S"](opset)
 
 
 def test_body_runs_in_a_subgraph_with_an_outer_weight():

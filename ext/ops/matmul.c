@@ -1,5 +1,5 @@
-/* MatMulI2S as an ONNX Runtime custom op: reads and checks the node, then leaves the work to
- * matmul.h. */
+/* MatMulI2S, MatMulTL1, MatMulTL2 and MatMulT5 as ONNX Runtime custom ops: one for each format.
+ * Reads and checks the node, then leaves the work to matmul.h. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,8 +10,13 @@
 #include "node.h"
 #include "ops.h"
 
-enum { X, WEIGHT, SCALE, ZERO_POINT, BIAS, INPUT_COUNT };
+enum { X, WEIGHT, SCALE, ZERO_POINT }; /* then bias; zero_point only for four levels */
 enum { MAX_PLANES = 4 };
+
+static size_t bias_index(bn_format format)
+{
+    return bn_formats[format].four_levels ? ZERO_POINT + 1 : ZERO_POINT;
+}
 
 typedef struct {
     const ort_api *api;
@@ -51,7 +56,7 @@ static bool read_attributes(bn_node *node, bn_matmul_desc *desc)
 static bool read_weight(bn_node *node, bn_matmul_desc *desc)
 {
     const int64_t n = (int64_t)desc->n;
-    const int64_t row_bytes = ((int64_t)desc->k + 3) / 4;
+    const int64_t row_bytes = (int64_t)bn_formats[desc->format].row_bytes(desc->k);
     bn_constant c;
     if (!bn_read_constant(node, WEIGHT, "weight", 3, &c)) {
         return false;
@@ -128,7 +133,7 @@ static bool read_parameters(bn_node *node, size_t index, const char *name,
 static bool read_bias(bn_node *node, bn_matmul_desc *desc)
 {
     bn_constant c;
-    if (!bn_read_constant(node, BIAS, "bias", 1, &c)) {
+    if (!bn_read_constant(node, bias_index(desc->format), "bias", 1, &c)) {
         return false;
     }
     if (c.type != ORT_FLOAT || c.dims[0] != (int64_t)desc->n) {
@@ -146,8 +151,9 @@ static bool create_layer(bn_node *node, bn_matmul_desc *desc, bn_matmul **layer)
     bool good = read_attributes(node, desc) &&
                 bn_check_last_dimension(node, X, "x", desc->k) && read_weight(node, desc) &&
                 read_parameters(node, SCALE, "scale", desc, &desc->scale_rows, &scale) &&
-                read_parameters(node, ZERO_POINT, "zero_point", desc, &desc->zero_point_rows,
-                                &zero_point) &&
+                (!bn_formats[desc->format].four_levels ||
+                 read_parameters(node, ZERO_POINT, "zero_point", desc, &desc->zero_point_rows,
+                                 &zero_point)) &&
                 read_bias(node, desc);
     if (good) {
         desc->scale = scale;
@@ -169,12 +175,12 @@ static ort_status *ORT_CALL create_kernel(const ort_custom_op *op, const ort_api
                                           const ort_kernel_info *info, void **created)
 {
     bn_node node = {.api = api, .info = info};
-    bn_matmul_desc desc = {0};
+    bn_matmul_desc desc = {.format = ((const bn_op *)op)->format};
     bn_matmul *layer = NULL;
 
     kernel *k = malloc(sizeof *k);
     if (k == NULL) {
-        return ort_CreateStatus(api)(ORT_FAIL, "MatMulI2S: out of memory");
+        return ort_CreateStatus(api)(ORT_FAIL, "onnx_bitnet: out of memory");
     }
     if (!create_layer(&node, &desc, &layer)) {
         free(k);
@@ -295,27 +301,27 @@ static ort_status *ORT_CALL run_kernel(void *state, ort_kernel_context *context)
 
 static const char *ORT_CALL op_name(const ort_custom_op *op)
 {
-    (void)op;
-    return "MatMulI2S";
+    return bn_formats[((const bn_op *)op)->format].op_type;
 }
 
 static int ORT_CALL input_type(const ort_custom_op *op, size_t index)
 {
-    switch (index) {
-    case X: return ((const bn_op *)op)->x_type;
-    case WEIGHT: return ORT_UINT8;
-    case BIAS: return ORT_FLOAT;
-    default: return ORT_ANY_TYPE; /* read_parameters checks */
+    if (index == X) {
+        return ((const bn_op *)op)->x_type;
     }
+    if (index == WEIGHT) {
+        return ORT_UINT8;
+    }
+    /* read_parameters checks the others */
+    return index == bias_index(((const bn_op *)op)->format) ? ORT_FLOAT : ORT_ANY_TYPE;
 }
 
 static size_t ORT_CALL input_count(const ort_custom_op *op)
 {
-    (void)op;
-    return INPUT_COUNT;
+    return bias_index(((const bn_op *)op)->format) + 1;
 }
 
-const ort_custom_op bn_matmul_i2s = {
+const ort_custom_op bn_matmul_op = {
     BN_OP_COMMON,
     .GetName = op_name,
     .GetInputType = input_type,
