@@ -14,10 +14,10 @@ typedef struct {
 #if defined(_MSC_VER)
 #include <intrin.h>
 
-static registers cpuid(uint32_t leaf)
+static registers cpuid(uint32_t leaf, uint32_t subleaf)
 {
     int r[4];
-    __cpuidex(r, (int)leaf, 0);
+    __cpuidex(r, (int)leaf, (int)subleaf);
     return (registers){(uint32_t)r[0], (uint32_t)r[1], (uint32_t)r[2], (uint32_t)r[3]};
 }
 
@@ -28,10 +28,10 @@ static uint64_t saved_state(void)
 #else
 #include <cpuid.h>
 
-static registers cpuid(uint32_t leaf)
+static registers cpuid(uint32_t leaf, uint32_t subleaf)
 {
     registers r = {0, 0, 0, 0};
-    if (!__get_cpuid_count(leaf, 0, &r.a, &r.b, &r.c, &r.d)) {
+    if (!__get_cpuid_count(leaf, subleaf, &r.a, &r.b, &r.c, &r.d)) {
         return (registers){0, 0, 0, 0};
     }
     return r;
@@ -55,7 +55,7 @@ static int has_all(uint32_t value, uint32_t bits)
 /* XCR0, or 0 when the OS has not enabled XSAVE (then xgetbv itself would fault). */
 static uint64_t os_saves(void)
 {
-    return has_all(cpuid(1).c, BIT(27)) ? saved_state() : 0;
+    return has_all(cpuid(1, 0).c, BIT(27)) ? saved_state() : 0;
 }
 
 static int bn_cpu_has_avx2(void)
@@ -63,20 +63,40 @@ static int bn_cpu_has_avx2(void)
     const uint32_t fma_avx_f16c = BIT(12) | BIT(28) | BIT(29); /* leaf 1, ecx */
     const uint32_t avx2 = BIT(5);                              /* leaf 7, ebx */
     return (os_saves() & 0x6) == 0x6 /* xmm, ymm */
-           && has_all(cpuid(1).c, fma_avx_f16c) && has_all(cpuid(7).b, avx2);
+           && has_all(cpuid(1, 0).c, fma_avx_f16c) && has_all(cpuid(7, 0).b, avx2);
+}
+
+static int bn_cpu_has_avxvnni(void)
+{
+    /* Leaf 7 has this in its subleaf 1, which exists if subleaf 0 says so in eax. */
+    return bn_cpu_has_avx2() && cpuid(7, 0).a >= 1 && has_all(cpuid(7, 1).a, BIT(4));
+}
+
+static int bn_cpu_has_avx512(void)
+{
+    const uint32_t f_dq_bw_vl = BIT(16) | BIT(17) | BIT(30) | BIT(31); /* leaf 7, ebx */
+    return bn_cpu_has_avx2() && (os_saves() & 0xE6) == 0xE6 /* and opmask, zmm */
+           && has_all(cpuid(7, 0).b, f_dq_bw_vl);
 }
 
 static int bn_cpu_has_avx512vnni(void)
 {
-    const uint32_t f_dq_bw_vl = BIT(16) | BIT(17) | BIT(30) | BIT(31); /* leaf 7, ebx */
-    const uint32_t vnni = BIT(11);                                     /* leaf 7, ecx */
-    return bn_cpu_has_avx2() && (os_saves() & 0xE6) == 0xE6 /* and opmask, zmm */
-           && has_all(cpuid(7).b, f_dq_bw_vl) && has_all(cpuid(7).c, vnni);
+    return bn_cpu_has_avx512() && has_all(cpuid(7, 0).c, BIT(11));
 }
 
 #else
 
 static int bn_cpu_has_avx2(void)
+{
+    return 0;
+}
+
+static int bn_cpu_has_avxvnni(void)
+{
+    return 0;
+}
+
+static int bn_cpu_has_avx512(void)
 {
     return 0;
 }

@@ -197,26 +197,28 @@ static void add_float(const call *c, const block *b, float *y)
 }
 
 /* y (rows, 64) to the caller's matrix: the row's scale where the groups have their own, and bias.
- * */
+ * The loop writes each output once; for counts that are not constant gcc would make the slow
+ * `rep movs` of memcpy. */
 static void finish(const call *c, const block *b, float *y)
 {
     const bn_matmul *layer = c->layer;
     const size_t first = b->super * BN_SUPER;
     const size_t width = layer->n - first < BN_SUPER ? layer->n - first : BN_SUPER;
     const int rescale = layer->groups.count > 1 || layer->parts == 0;
+    const float *bias = layer->bias + first;
 
     for (size_t i = 0; i < b->rows; i++) {
         const float factor = rescale ? c->inv_s[b->row + i] : 1.0f;
         const size_t at = (b->row + i) * layer->n + first;
         float *row = y + i * BN_SUPER;
-        for (size_t lane = 0; lane < BN_SUPER; lane++) {
-            row[lane] = row[lane] * factor + layer->bias[first + lane];
+        float *out = c->type == BN_FLOAT16 ? row : (float *)c->y + at;
+
+        for (size_t lane = 0; lane < width; lane++) {
+            out[lane] = row[lane] * factor + bias[lane];
         }
         if (c->type == BN_FLOAT16) {
             layer->narrow(
                 &(bn_narrow_args){.x = row, .y = (uint16_t *)c->y + at, .count = width});
-        } else {
-            memcpy((float *)c->y + at, row, width * sizeof *row);
         }
     }
 }
@@ -230,7 +232,9 @@ static void multiply_block(const call *c, size_t super, size_t row, size_t rows)
     float y[ROW_BLOCK * BN_SUPER];
     block b = {.super = super, .row = row, .rows = rows};
 
-    memset(y, 0, rows * BN_SUPER * sizeof *y);
+    for (size_t i = 0; i < rows * BN_SUPER; i += BN_PANEL) { /* large ones become `rep stos` */
+        memset(y + i, 0, BN_PANEL * sizeof *y);
+    }
     for (b.plane = 0; b.plane < layer->planes; b.plane++) {
         for (b.group = 0; b.group < layer->groups.count; b.group += b.groups) {
             const size_t left = layer->groups.count - b.group;
@@ -245,6 +249,16 @@ static void multiply_block(const call *c, size_t super, size_t row, size_t rows)
     finish(c, &b, y);
 }
 
+/* Rows of the next block when `left` are left.  A block of one row costs as much as one of two,
+ * and is not left over. */
+static size_t block_rows(size_t left)
+{
+    if (left == ROW_BLOCK + 1) {
+        return ROW_BLOCK - 4;
+    }
+    return left < ROW_BLOCK ? left : ROW_BLOCK;
+}
+
 static void multiply(void *arg, size_t index)
 {
     const call *c = arg;
@@ -255,8 +269,9 @@ static void multiply(void *arg, size_t index)
     const size_t end = first_row + c->task_rows < c->m ? first_row + c->task_rows : c->m;
 
     for (size_t super = first_super; super < last_super && super < supers; super++) {
-        for (size_t row = first_row; row < end; row += ROW_BLOCK) {
-            multiply_block(c, super, row, end - row < ROW_BLOCK ? end - row : ROW_BLOCK);
+        for (size_t row = first_row, rows; row < end; row += rows) {
+            rows = block_rows(end - row);
+            multiply_block(c, super, row, rows);
         }
     }
 }

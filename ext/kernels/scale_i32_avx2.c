@@ -53,23 +53,57 @@ static inline __m256 affine_term(const bn_scale_args *a, const int32_t *acc, int
     return _mm256_set_m128(half_term(a, acc + 4, sum, at + 4), half_term(a, acc, sum, at));
 }
 
-void bn_scale_i32_avx2(const bn_scale_args *a)
+/* `vectors` vectors of all rows from lane `from` on: their sums are independent of one another,
+ * which covers the latency of the one of each. */
+BN_INLINE void add_groups(const bn_scale_args *a, size_t from, const int vectors,
+                          const int is_affine)
 {
     for (size_t row = 0; row < a->rows; row++) {
         const __m256 factor = _mm256_set1_ps(a->factor[row]);
-        for (size_t lane = 0; lane < a->panels * BN_PANEL; lane += LANES) {
-            float *y = a->y + row * BN_SUPER + lane;
-            __m256 total = _mm256_loadu_ps(y);
-            for (size_t g = 0; g < a->groups; g++) {
-                const size_t at = g * BN_SUPER + lane;
-                const int32_t *acc = a->acc + row * a->parts * a->groups * BN_SUPER + at;
-                const int64_t sum = a->sum[row * a->sum_stride + g];
-                const __m256 term = a->zero_point ? affine_term(a, acc, sum, at)
-                                                  : ternary_term(a, acc, sum, at);
-                const __m256 scale = _mm256_mul_ps(factor, _mm256_loadu_ps(a->scale + at));
-                total = _mm256_add_ps(total, _mm256_mul_ps(term, scale));
-            }
-            _mm256_storeu_ps(y, total);
+        const int32_t *acc = a->acc + row * a->parts * a->groups * BN_SUPER + from;
+        float *y = a->y + row * BN_SUPER + from;
+        __m256 total[4];
+
+#pragma GCC unroll 4
+        for (int i = 0; i < vectors; i++) {
+            total[i] = _mm256_loadu_ps(y + LANES * i);
         }
+        for (size_t g = 0; g < a->groups; g++) {
+            const int64_t sum = a->sum[row * a->sum_stride + g];
+#pragma GCC unroll 4
+            for (int i = 0; i < vectors; i++) {
+                const size_t lane = g * BN_SUPER + (size_t)i * LANES;
+                const size_t at = lane + from;
+                const __m256 term = is_affine ? affine_term(a, acc + lane, sum, at)
+                                              : ternary_term(a, acc + lane, sum, at);
+                const __m256 scale = _mm256_mul_ps(factor, _mm256_loadu_ps(a->scale + at));
+                total[i] = _mm256_add_ps(total[i], _mm256_mul_ps(term, scale));
+            }
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < vectors; i++) {
+            _mm256_storeu_ps(y + LANES * i, total[i]);
+        }
+    }
+}
+
+BN_INLINE void add_all(const bn_scale_args *a, const int is_affine)
+{
+    size_t from = 0;
+
+    for (; from + 4 * LANES <= a->panels * BN_PANEL; from += 4 * LANES) {
+        add_groups(a, from, 4, is_affine);
+    }
+    if (from < a->panels * BN_PANEL) {
+        add_groups(a, from, 2, is_affine);
+    }
+}
+
+void bn_scale_i32_avx2(const bn_scale_args *a)
+{
+    if (a->zero_point) {
+        add_all(a, 1);
+    } else {
+        add_all(a, 0);
     }
 }

@@ -12,7 +12,7 @@ from onnx_bitnet.kernels import Kernel, kernels
 
 Guarded = Callable[[np.ndarray], np.ndarray]
 
-EDGES = [*range(1, 131), 255, 256, 257, 2047, 2048, 2049]
+EDGES = [*range(1, 131), 159, 160, 161, 175, 176, 177, 255, 256, 257, 2047, 2048, 2049]
 
 
 def every(op: str) -> pytest.MarkDecorator:
@@ -87,9 +87,11 @@ def dot_shapes() -> Iterator[tuple[int, int, int, int]]:
     for n in range(1, 131):
         yield int(rng.integers(1, 10)), n, 40, 0
     for m in range(1, 10):
-        for n in (16, 64, 80, 128):
+        for n in (16, 32, 48, 64, 80, 128):
             yield m, n, 200, 0
             yield m, n, 200, 48
+    for m in range(10, 41):
+        yield m, 112, 176, 0
     for k in (1, 15, 16, 17, 100, 257):
         for block_size in (1, 5, 16, 32, 64, 100):
             yield 3, 70, k, block_size
@@ -109,7 +111,16 @@ def test_dot_equals_reference(kernel: Kernel, guarded: Guarded) -> None:
 @pytest.mark.parametrize("q", [127, -128])
 @pytest.mark.parametrize("code", [0, 1, 2, 3])
 def test_dot_does_not_overflow(kernel: Kernel, guarded: Guarded, code: int, q: int) -> None:
-    for m, n, k in ((1, 64, 2049), (4, 64, 2064), (5, 17, 8192), (1, 16, 2**18), (2, 16, 2**18)):
+    for m, n, k in (
+        (1, 64, 2049),
+        (2, 64, 2049),
+        (3, 32, 2064),
+        (4, 64, 2064),
+        (6, 64, 2064),
+        (5, 17, 8192),
+        (1, 16, 2**18),
+        (2, 16, 2**18),
+    ):
         got = run_dot(
             guarded, _native.dot, kernel, np.full((n, k), code, np.uint8), np.full((m, k), q, np.int8), 0
         )

@@ -98,6 +98,13 @@ def test_shapes_equal_reference(isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+def test_every_number_of_rows_equals_reference(isa: str) -> None:
+    for m in range(1, 41):
+        for n, bits in ((64, 8), (70, 16)):
+            assert_equals_reference(make_case(m, n=n, m=m, activation_bits=bits), isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(
     "options", [{}, {"block_size": 32}, {"zero_point": None}, {"zero_point": 1.5, "planes": 2}]
 )

@@ -57,7 +57,7 @@ static inline __m512i step(const bn_actq_args *a, const float *x, __mmask16 mask
     return v;
 }
 
-void bn_actq_f32_avx512vnni(const bn_actq_args *a)
+void bn_actq_f32_avx512(const bn_actq_args *a)
 {
     const bn_row_scale row = bn_make_row_scale(a, absmax_bits(a->x, a->groups.k));
     const scales scale = {_mm512_set1_ps(row.s), _mm512_set1_ps(row.low), _mm512_set1_ps(row.high)};
