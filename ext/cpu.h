@@ -13,6 +13,10 @@ typedef enum {
     BN_ISA_COUNT
 } bn_isa;
 
+/* The tests of isa.inc that are not in cpu.c; 0 on machines of another kind. */
+int bn_cpu_has_dotprod(void);
+int bn_cpu_has_i8mm(void);
+
 const char *bn_isa_name(bn_isa isa);
 int bn_isa_compiled(bn_isa isa);
 

@@ -1,4 +1,4 @@
-"""The build: a compiler that lacks an instruction set, and a second build that has nothing to do."""
+"""The build: an old compiler, another machine, and a second build that has nothing to do."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 BUILD_THE_LIBRARY = """
+import platform
 import sys
 import setuptools
 from distutils.core import run_setup
+lib, temp, *machine = sys.argv[1:]
+if machine:
+    platform.machine = lambda: machine[0]
 dist = run_setup("setup.py", stop_after="init")
 dist.ext_modules = [extension for extension in dist.ext_modules if extension.name.endswith("libonnx_bitnet")]
 command = dist.get_command_obj("build_ext")
-command.build_lib, command.build_temp = sys.argv[1:]
+command.build_lib, command.build_temp = lib, temp
 dist.run_command("build_ext")
 """
 
@@ -62,3 +66,34 @@ def test_a_compiler_without_an_instruction_set_drops_its_row(tmp_path: Path) -> 
     assert b"dot_i2s_scalar" in library
     assert b"dot_i2s_avx512vnni" not in library
     assert build()[1] == 0
+
+
+def test_each_file_gets_the_flags_of_its_row_on_aarch64(tmp_path: Path) -> None:
+    compiler, objdump = map(shutil.which, ("aarch64-linux-gnu-gcc", "aarch64-linux-gnu-objdump"))
+    if compiler is None or objdump is None or not (ROOT / "setup.py").exists():
+        pytest.skip("needs aarch64-linux-gnu-gcc and the source tree")
+    pytest.importorskip("setuptools")
+    environment = {
+        **os.environ,
+        "CC": compiler,
+        "LDSHARED": f"{compiler} -shared",
+        "ONNX_BITNET_CFLAGS": "-O1",
+    }
+    folders = [str(tmp_path / "lib"), str(tmp_path / "temp")]
+    command = [sys.executable, "-c", BUILD_THE_LIBRARY, *folders, "aarch64"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    def instructions(name: str) -> set[str]:
+        path = next((tmp_path / "temp").rglob(f"{name}.o"))
+        listing = subprocess.run([objdump, "-d", path], check=True, capture_output=True, text=True).stdout
+        return {line.split("\t")[2].strip() for line in listing.splitlines() if line.count("\t") >= 2}
+
+    assert not list((tmp_path / "temp").rglob("*_avx2.o"))
+    assert "smlal2" in instructions("dot_i2s_neon")
+    assert {"sdot", "smmla"}.isdisjoint(instructions("dot_i2s_neon"))
+    assert "sdot" in instructions("dot_i2s_dotprod")
+    assert "smmla" in instructions("dot_i2s_i8mm")
+    scale = instructions("scale_i32_neon")
+    assert {"fmul", "fadd"} <= scale
+    assert {"fmla", "fmls", "fmadd"}.isdisjoint(scale)

@@ -1,0 +1,43 @@
+/* What the NEON kernels share.
+ *
+ * Layout   A quarter of a vector of a panel (layout.h), 16 bytes, is 4 outputs x 16 inputs: byte
+ *          4i + j holds the codes of inputs j, 4 + j, 8 + j and 12 + j of output i, in fields 0 to
+ *          3 from the lowest bits on. */
+#ifndef BN_SIMD_NEON_H
+#define BN_SIMD_NEON_H
+
+#include <arm_neon.h>
+
+#include "kernel.h"
+
+enum {
+    BN_QUARTER = 16, /* bytes */
+    BN_QUARTER_OUTPUTS = 4,
+    BN_QUARTERS = 4 /* in a vector */
+};
+
+/* No load moves across it.  Without it gcc, which schedules before it assigns registers, loads
+ * ahead until it runs out of them and spills in the innermost loops. */
+#if defined(_MSC_VER)
+#define BN_ORDER_LOADS() ((void)0)
+#else
+#define BN_ORDER_LOADS() __asm__ volatile("" ::: "memory")
+#endif
+
+/* Each field of a quarter as bytes 0 to 3. */
+typedef struct {
+    int8x16_t field[4];
+} bn_fields;
+
+BN_INLINE bn_fields bn_unpack(uint8x16_t codes)
+{
+    const uint8x16_t low2 = vdupq_n_u8(3);
+    return (bn_fields){{
+        vreinterpretq_s8_u8(vandq_u8(codes, low2)),
+        vreinterpretq_s8_u8(vandq_u8(vshrq_n_u8(codes, 2), low2)),
+        vreinterpretq_s8_u8(vandq_u8(vshrq_n_u8(codes, 4), low2)),
+        vreinterpretq_s8_u8(vshrq_n_u8(codes, 6)),
+    }};
+}
+
+#endif
