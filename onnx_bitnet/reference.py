@@ -253,14 +253,15 @@ def block_hadamard(x: np.ndarray, signs: np.ndarray, block_size: int) -> np.ndar
     Returns:
         y (..., K) of the type of x.
     """
-    y = x.astype(np.float32) * signs
+    y: np.ndarray = x.astype(np.float32) * signs
     stride = 1
     with np.errstate(over="ignore", invalid="ignore"):
         while stride < block_size:
             first, second = np.moveaxis(y.reshape(-1, 2, stride), 1, 0)
             y = np.stack([first + second, first - second], axis=1)
             stride *= 2
-        return (y * np.float32(1 / math.sqrt(block_size))).reshape(x.shape).astype(x.dtype)
+        y = y * np.float32(1 / math.sqrt(block_size))
+        return y.reshape(x.shape).astype(x.dtype)
 
 
 def dequantize(

@@ -60,7 +60,7 @@ static bool read_signs(bn_node *node, size_t block, size_t *k, const float **sig
     *signs = c.data;
     for (size_t i = 0; i < *k; i++) {
         if ((*signs)[i] != 1.0f && (*signs)[i] != -1.0f) {
-            return bn_refuse(node, "input signs holds %g at %zu; it must be 1 or -1 everywhere",
+            return bn_refuse(node, "input signs holds %.9g at %zu; it must be 1 or -1 everywhere",
                              (double)(*signs)[i], i);
         }
     }

@@ -262,13 +262,18 @@ BlockHadamard <block_size> (x, signs) => (y)
     one = Constant <value = int64 {1}> ()
 $block_size
 
-    # the largest power of two up to block_size; if they differ, width is 0, which fits no Reshape
+    # block: the largest power of two up to block_size. Where they differ, or K is no multiple of it,
+    # width is 0, which fits no Reshape.
     powers = Constant <value = int64[13] {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096}> ()
     is_larger = Greater (powers, block_size)
     candidates = Where (is_larger, int_1, powers)
     block = ReduceMax <keepdims = 1> (candidates)
+    K = Shape (signs)
+    rest = Mod (K, block)
     is_power = Equal (block, block_size)
-    width = Where (is_power, block, int_0)
+    is_multiple = Equal (rest, int_0)
+    fits = And (is_power, is_multiple)
+    width = Where (fits, block, int_0)
 
     # H (block, block): -1 where the numbers of row and column share an odd number of bits, else 1;
     # then divided by its norm
@@ -293,7 +298,6 @@ $block_size
     # y = H times each block of x * signs
     x_shape = Shape (x)
     leading = Slice (x_shape, int_0, last)
-    K = Shape (signs)
     block_count = Div (K, block)
     blocks_shape = Concat <axis = 0> (leading, block_count, width)
     float_x = Cast <to = 1> (x)
