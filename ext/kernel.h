@@ -89,6 +89,21 @@ typedef struct {
 } bn_narrow_args;
 typedef void bn_narrow_fn(const bn_narrow_args *a);
 
+/* hadamard: blocks of y = H (x * signs) / sqrt(block), H the Walsh-Hadamard matrix in natural order,
+ * H[i][j] = -1 where i & j has an odd number of bits, else 1.  In float32, in this order:
+ *     y[i] = x[i] * signs[i]
+ *     for stride = 1, 2, 4 .. block / 2 and each i that lacks the bit of stride:
+ *         y[i], y[i + stride] = y[i] + y[i + stride], y[i] - y[i + stride]
+ *     y[i] = y[i] * (1 / sqrt(block)), a float */
+typedef struct {
+    const float *x;     /* (rows, k) */
+    const float *signs; /* (k) of 1 and -1 */
+    float *y;           /* (rows, k), may be x */
+    size_t rows, k;     /* k a multiple of block */
+    size_t block;       /* a power of two */
+} bn_hadamard_args;
+typedef void bn_hadamard_fn(const bn_hadamard_args *a);
+
 #define BN_KERNEL(op, format, isa) bn_##op##_fn bn_##op##_##format##_##isa;
 #include "kernels.inc"
 #undef BN_KERNEL

@@ -97,6 +97,12 @@ cdef extern from "kernel.h" nogil:
         uint16_t *y
         size_t count
     ctypedef void bn_narrow_fn(const bn_narrow_args *)
+    ctypedef struct bn_hadamard_args:
+        const float *x
+        const float *signs
+        float *y
+        size_t rows, k, block
+    ctypedef void bn_hadamard_fn(const bn_hadamard_args *)
 
 cdef extern from "matmul.h" nogil:
     ctypedef struct bn_matmul:

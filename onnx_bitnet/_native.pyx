@@ -363,6 +363,29 @@ def narrow(const float[::1] x, uint16_t[::1] y, *, isa):
         fn(&args)
 
 
+def hadamard(const float[:, ::1] x, const float[::1] signs, float[:, ::1] y, *, size_t block_size, isa):
+    """Run the kernel `hadamard f32` of one instruction set.
+
+    Args:
+        x: (rows, K).
+        signs: (K,) of 1 and -1.
+        y: out (rows, K), may be x.
+        block_size: a power of two that K is a multiple of.
+        isa: name of the kernel's instruction set.
+    """
+    _require(x.shape[0] > 0 and x.shape[1] > 0, "x must not be empty")
+    _require(signs.shape[0] == x.shape[1], f"signs must be ({x.shape[1]},)")
+    _require((y.shape[0], y.shape[1]) == (x.shape[0], x.shape[1]), "x and y must have the same shape")
+    _require(block_size & -block_size == block_size > 0, "block_size must be a power of two")
+    _require(x.shape[1] % block_size == 0, f"K = {x.shape[1]} is no multiple of {block_size}")
+    cdef bn_hadamard_fn *fn = <bn_hadamard_fn *>_kernel("hadamard", "f32", isa)
+    cdef bn_hadamard_args args
+    args.x, args.signs, args.y = &x[0, 0], &signs[0], &y[0, 0]
+    args.rows, args.k, args.block = x.shape[0], x.shape[1], block_size
+    with nogil:
+        fn(&args)
+
+
 # ---- a whole layer -----------------------------------------------------------------------------------------
 
 cdef class MatMul:

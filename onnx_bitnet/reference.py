@@ -240,6 +240,30 @@ def _matmul_float(
     return np.where(finite, y, np.nan).astype(np.float32)
 
 
+def block_hadamard(x: np.ndarray, signs: np.ndarray, block_size: int) -> np.ndarray:
+    """Compute the normalized Walsh-Hadamard transform of x * signs in blocks of the last axis: BlockHadamard.
+
+    The order of the float operations is part of the definition, so results are the same bits everywhere.
+
+    Args:
+        x: float32 or float16 (..., K).
+        signs: float32 (K,) of 1 and -1.
+        block_size: a power of two that K is a multiple of.
+
+    Returns:
+        y (..., K) of the type of x.
+    """
+    y: np.ndarray = x.astype(np.float32) * signs
+    stride = 1
+    with np.errstate(over="ignore", invalid="ignore"):
+        while stride < block_size:
+            first, second = np.moveaxis(y.reshape(-1, 2, stride), 1, 0)
+            y = np.stack([first + second, first - second], axis=1)
+            stride *= 2
+        y = y * np.float32(1 / math.sqrt(block_size))
+        return y.reshape(x.shape).astype(x.dtype)
+
+
 def dequantize(
     weight: np.ndarray,
     scale: np.ndarray,

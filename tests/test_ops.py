@@ -3,50 +3,34 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import packed
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from corrupted import (
+    as_graph_input,
+    attribute,
+    constant,
+    load,
+    node_input,
+    put,
+    python,
+    truncate,
+    x_last,
+    x_type,
+)
+from onnx import TensorProto, helper
+from sessions import assert_same_bits, open_model, options, run
 
 from onnx_bitnet import _native, runtime
 from onnx_bitnet.errors import ModelError
 
 DTYPES = (np.float32, np.float16)
-
-
-def options(threads: int = 1) -> ort.SessionOptions:
-    """Session options with the ops registered, which print nothing."""
-    made = ort.SessionOptions()
-    made.log_severity_level = 4
-    made.intra_op_num_threads = threads
-    runtime.register(made)
-    return made
-
-
-def open_model(model: onnx.ModelProto, threads: int = 1) -> ort.InferenceSession:
-    return ort.InferenceSession(
-        model.SerializeToString(), options(threads), providers=["CPUExecutionProvider"]
-    )
-
-
-def run(model: onnx.ModelProto, x: np.ndarray, threads: int = 1) -> np.ndarray:
-    return open_model(model, threads).run(None, {"x": x})[0]
-
-
-def assert_same_bits(got: np.ndarray, want: np.ndarray) -> None:
-    assert got.dtype == want.dtype
-    np.testing.assert_array_equal(got, want)  # NaN equals NaN here
 
 
 # What it computes
@@ -270,20 +254,6 @@ print(hashlib.sha256(session.run(None, {"x": x})[0].tobytes()).hexdigest())
 """
 
 
-def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run this Python with the tests' helpers importable."""
-    root = Path(__file__).parents[1]
-    paths = os.pathsep.join([str(root), str(root / "tests"), os.environ.get("PYTHONPATH", "")])
-    return subprocess.run(
-        [sys.executable, *arguments],
-        env={**os.environ, "PYTHONPATH": paths, **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
 @pytest.mark.parametrize("bits", [8, 16])
 def test_every_instruction_set_gives_the_same_bits(bits: int, tmp_path: Path):
     rng = np.random.default_rng(bits)
@@ -343,83 +313,6 @@ def test_weight_behind_identity_must_be_folded_first(level: str):
         ort.InferenceSession(model.SerializeToString(), made)
 
 
-def attribute(**changes: Any) -> Callable[[onnx.ModelProto], None]:
-    """Change attributes of the node; None takes one away."""
-
-    def change(model: onnx.ModelProto) -> None:
-        node = model.graph.node[0]
-        kept = {a.name: helper.get_attribute_value(a) for a in node.attribute} | changes
-        del node.attribute[:]
-        node.attribute.extend(helper.make_attribute(k, v) for k, v in kept.items() if v is not None)
-
-    return change
-
-
-def constant(name: str, make: Callable[[np.ndarray], np.ndarray]) -> Callable[[onnx.ModelProto], None]:
-    """Put another array in the place of an initializer."""
-
-    def change(model: onnx.ModelProto) -> None:
-        for tensor in model.graph.initializer:
-            if tensor.name == name:
-                tensor.CopyFrom(
-                    numpy_helper.from_array(np.asarray(make(numpy_helper.to_array(tensor))), name)
-                )
-
-    return change
-
-
-def as_graph_input(name: str, keep: bool) -> Callable[[onnx.ModelProto], None]:
-    """Make a constant something that the caller may give."""
-
-    def change(model: onnx.ModelProto) -> None:
-        (tensor,) = (t for t in model.graph.initializer if t.name == name)
-        model.graph.input.append(helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
-        if not keep:
-            model.graph.initializer.remove(tensor)
-
-    return change
-
-
-def node_input(index: int, name: str | None) -> Callable[[onnx.ModelProto], None]:
-    """Rename an input of the node, or cut the inputs off from there."""
-
-    def change(model: onnx.ModelProto) -> None:
-        inputs = model.graph.node[0].input
-        if name is None:
-            del inputs[index:]
-        else:
-            inputs[index] = name
-
-    return change
-
-
-def truncate(name: str) -> Callable[[onnx.ModelProto], None]:
-    def change(model: onnx.ModelProto) -> None:
-        (tensor,) = (t for t in model.graph.initializer if t.name == name)
-        tensor.raw_data = tensor.raw_data[:-1]
-
-    return change
-
-
-def x_type(elem_type: int) -> Callable[[onnx.ModelProto], None]:
-    def change(model: onnx.ModelProto) -> None:
-        model.graph.input[0].type.tensor_type.elem_type = elem_type
-        model.graph.output[0].type.tensor_type.elem_type = elem_type
-
-    return change
-
-
-def put(index: Any, number: float) -> Callable[[np.ndarray], np.ndarray]:
-    """Return an array's copy with one number changed."""
-
-    def change(array: np.ndarray) -> np.ndarray:
-        array = array.copy()
-        array[index] = number
-        return array
-
-    return change
-
-
 # The layer has N = 6, K = 40, 2 planes and 3 groups of 16. What is changed, and what the error must say.
 CORRUPTIONS: dict[str, tuple[Callable[[onnx.ModelProto], None], str]] = {
     "K zero": (attribute(K=0), "attribute K is 0; it must be 1 to 2147483647"),
@@ -430,10 +323,7 @@ CORRUPTIONS: dict[str, tuple[Callable[[onnx.ModelProto], None], str]] = {
     "K missing": (attribute(K=None), "attribute K is missing or no integer"),
     "K a float": (attribute(K=40.0), "attribute K is missing or no integer"),
     "K a list": (attribute(K=[40]), "attribute K is missing or no integer"),
-    "K not that of x": (
-        lambda model: x_last(model, 41),
-        "the last dimension of input x is 41; it must be K = 40",
-    ),
+    "K not that of x": (x_last(41), "the last dimension of input x is 41; it must be K = 40"),
     "N zero": (attribute(N=0), "attribute N is 0"),
     "N negative": (attribute(N=-(1 << 63)), "attribute N is -9223372036854775808"),
     "N too large": (attribute(N=7), "input weight has shape [2, 6, 10]; with N = 7"),
@@ -515,39 +405,16 @@ CORRUPTIONS: dict[str, tuple[Callable[[onnx.ModelProto], None], str]] = {
 }
 
 
-def x_last(model: onnx.ModelProto, length: int) -> None:
-    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = length
-
-
-LOAD_ALL = """
-import json, sys
-from onnx_bitnet import runtime
-from onnx_bitnet.errors import ModelError
-for path in sys.argv[1:]:
-    print(json.dumps([path, "?"]), flush=True)
-    try:
-        runtime.session(path)
-        print(json.dumps([path, None]), flush=True)
-    except ModelError as error:
-        print(json.dumps([path, str(error)]), flush=True)
-"""
-
-
 @pytest.fixture(scope="module")
 def load_errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | None]:
     """Open every corrupted model in a process of its own, which would show a crash; name -> error or None."""
-    folder = tmp_path_factory.mktemp("corrupted")
     layer = packed.random_layer(np.random.default_rng(0), 6, 40, planes=2, block_size=16)
+    models = {}
     for name, (change, _) in CORRUPTIONS.items():
         # Without the body: with it, onnxruntime may find other faults first.
-        model = layer.model(x_shape=["m", "k"], with_function=False)
-        change(model)
-        (folder / f"{name}.onnx").write_bytes(model.SerializeToString())
-    child = python("-c", LOAD_ALL, *(str(folder / f"{name}.onnx") for name in CORRUPTIONS))
-    results = dict(json.loads(line) for line in child.stdout.splitlines())
-    assert child.returncode == 0, f"crashed at {list(results)[-1:]}: {child.stderr[-2000:]}"
-    assert child.stderr == ""
-    return {Path(path).stem: error for path, error in results.items()}
+        models[name] = layer.model(x_shape=["m", "k"], with_function=False)
+        change(models[name])
+    return load(models, tmp_path_factory.mktemp("corrupted"))
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)

@@ -95,3 +95,23 @@ def test_scales_of_one_row_or_group_serve_all():
     short = reference.matmul(x, weight, 3 * one, one, None, k=64, block_size=32)
     long = np.ones((1, 4, 2), np.float32)
     assert np.array_equal(short, reference.matmul(x, weight, 3 * long, long, None, k=64, block_size=32))
+
+
+def test_block_hadamard_worked_by_hand():
+    x = np.array([[1, 2, 3, 4, 8, 0, 0, -2]], np.float16)
+    signs = np.array([1, 1, 1, 1, 1, -1, 1, -1], np.float32)
+    y = reference.block_hadamard(x, signs, 4)
+    assert y.dtype == np.float16
+    assert y.tolist() == [[5, -1, -2, 0, 5, 3, 3, 5]]
+
+
+@pytest.mark.parametrize("block_size", [1, 2, 8, 64, 512])
+def test_block_hadamard_is_the_product_with_an_orthogonal_matrix(block_size: int):
+    eye = np.eye(2 * block_size, dtype=np.float32)
+    h = reference.block_hadamard(eye, np.ones(2 * block_size, np.float32), block_size)
+    assert np.allclose(h @ h, eye, atol=1e-6)
+    assert np.array_equal(h, h.T)
+    assert not h[:block_size, block_size:].any()
+    numbers = range(block_size)
+    signs = np.array([[(-1) ** (i & j).bit_count() for j in numbers] for i in numbers], np.float32)
+    assert np.array_equal(h[:block_size, :block_size], signs * np.float32(1 / np.sqrt(block_size)))

@@ -1,11 +1,13 @@
-/* What ONNX Runtime asks of every op, above all the shape of y: that of x with N as its last
- * dimension. */
+/* What ONNX Runtime asks of every op, above all the shape of y: that of x, with N as its last
+ * dimension if the op has one. */
 #include <stdio.h>
 
 #include "node.h"
 #include "ops.h"
 
-/* An unknown dimension without a name reads -1 with an empty symbol.  Given back like that, ONNX
+/* Gives y the shape of x, with n as its last dimension unless n is 0.
+ *
+ * An unknown dimension without a name reads -1 with an empty symbol.  Given back like that, ONNX
  * Runtime takes -1 for a length and folds a Shape of y to it, so such a dimension gets a name that
  * no other has. */
 static ort_status *set_y_shape(bn_host *host, ort_shape_context *context, const ort_tensor_info *x,
@@ -27,7 +29,9 @@ static ort_status *set_y_shape(bn_host *host, ort_shape_context *context, const 
     if (status != NULL) {
         return status;
     }
-    dims[rank - 1] = n;
+    if (n > 0) {
+        dims[rank - 1] = n;
+    }
     for (size_t i = 0; i < rank; i++) {
         if (dims[i] >= 0) {
             symbols[i] = "";
@@ -70,15 +74,14 @@ ort_status *ORT_CALL bn_infer_shape(const ort_custom_op *op, ort_shape_context *
     if (status == NULL) {
         status = ort_GetDimensionsCount(api)(x, &rank);
     }
-    if (status == NULL) {
-        status = ort_ShapeInferContext_GetAttribute(api)(context, "N", &attribute);
-    }
-    if (status == NULL) {
+    const bool has_n = status == NULL && bn_succeeded(api, ort_ShapeInferContext_GetAttribute(api)(
+                                                               context, "N", &attribute));
+    if (has_n) {
         status = ort_ReadOpAttr(api)(attribute, ORT_ATTRIBUTE_INT, &n, sizeof n, &size);
     }
-    /* Rank 0 may mean that the rank is unknown: then nothing is said.  A wrong N is refused when
-     * the kernel is created. */
-    if (status != NULL || rank == 0 || rank > BN_MAX_RANK || n < 1) {
+    /* Rank 0 may mean that the rank is unknown: then nothing is said.  A wrong or missing N is
+     * refused when the kernel is created. */
+    if (status != NULL || rank == 0 || rank > BN_MAX_RANK || (has_n && n < 1)) {
         return status;
     }
     return set_y_shape(host, context, x, type, rank, n);

@@ -1,7 +1,6 @@
 /* MatMulI2S, MatMulTL1, MatMulTL2 and MatMulT5 as ONNX Runtime custom ops: one for each format.
  * Reads and checks the node, then leaves the work to matmul.h. */
 #include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
 
 #include "cpu.h"
@@ -223,43 +222,6 @@ static void parallel_for(void *context, void (*task)(void *arg, size_t index), s
     }
 }
 
-/* Reads the shape of x (rank, then dims) and its number of rows. */
-static ort_status *read_x_shape(const kernel *k, const ort_value *x, int64_t dims[BN_MAX_RANK],
-                                size_t *rank, size_t *rows)
-{
-    const ort_api *api = k->api;
-    ort_tensor_info *info = NULL;
-    size_t elements = 0;
-
-    ort_status *status = ort_GetTensorTypeAndShape(api)(x, &info);
-    if (status != NULL) {
-        return status;
-    }
-    status = ort_GetDimensionsCount(api)(info, rank);
-    if (status == NULL && (*rank < 1 || *rank > BN_MAX_RANK)) {
-        char message[96];
-        snprintf(message, sizeof message, "input x has rank %zu; it must have rank 1 to %d", *rank,
-                 BN_MAX_RANK);
-        status = ort_CreateStatus(api)(ORT_INVALID_ARGUMENT, message);
-    }
-    if (status == NULL) {
-        status = ort_GetDimensions(api)(info, dims, *rank);
-    }
-    if (status == NULL) {
-        status = ort_GetTensorShapeElementCount(api)(info, &elements);
-    }
-    ort_ReleaseTensorTypeAndShapeInfo(api)(info);
-    if (status == NULL && dims[*rank - 1] != k->k) {
-        char message[96];
-        snprintf(message, sizeof message,
-                 "the last dimension of input x is %lld; it must be K = %lld",
-                 (long long)dims[*rank - 1], (long long)k->k);
-        status = ort_CreateStatus(api)(ORT_INVALID_ARGUMENT, message);
-    }
-    *rows = elements / (size_t)k->k;
-    return status;
-}
-
 static ort_status *ORT_CALL run_kernel(void *state, ort_kernel_context *context)
 {
     const kernel *k = state;
@@ -272,7 +234,7 @@ static ort_status *ORT_CALL run_kernel(void *state, ort_kernel_context *context)
 
     ort_status *status = ort_KernelContext_GetInput(api)(context, X, &x);
     if (status == NULL) {
-        status = read_x_shape(k, x, dims, &rank, &rows);
+        status = bn_read_x_shape(api, x, k->k, dims, &rank, &rows);
     }
     if (status == NULL) {
         dims[rank - 1] = k->n;

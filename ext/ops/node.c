@@ -124,3 +124,38 @@ bool bn_check_last_dimension(bn_node *node, size_t index, const char *name, size
     }
     return true;
 }
+
+ort_status *bn_read_x_shape(const ort_api *api, const ort_value *x, int64_t k,
+                            int64_t dims[BN_MAX_RANK], size_t *rank, size_t *rows)
+{
+    ort_tensor_info *info = NULL;
+    size_t elements = 0;
+
+    ort_status *status = ort_GetTensorTypeAndShape(api)(x, &info);
+    if (status != NULL) {
+        return status;
+    }
+    status = ort_GetDimensionsCount(api)(info, rank);
+    if (status == NULL && (*rank < 1 || *rank > BN_MAX_RANK)) {
+        char message[96];
+        snprintf(message, sizeof message, "input x has rank %zu; it must have rank 1 to %d", *rank,
+                 BN_MAX_RANK);
+        status = ort_CreateStatus(api)(ORT_INVALID_ARGUMENT, message);
+    }
+    if (status == NULL) {
+        status = ort_GetDimensions(api)(info, dims, *rank);
+    }
+    if (status == NULL) {
+        status = ort_GetTensorShapeElementCount(api)(info, &elements);
+    }
+    ort_ReleaseTensorTypeAndShapeInfo(api)(info);
+    if (status == NULL && dims[*rank - 1] != k) {
+        char message[96];
+        snprintf(message, sizeof message,
+                 "the last dimension of input x is %lld; it must be K = %lld",
+                 (long long)dims[*rank - 1], (long long)k);
+        status = ort_CreateStatus(api)(ORT_INVALID_ARGUMENT, message);
+    }
+    *rows = elements / (size_t)k;
+    return status;
+}

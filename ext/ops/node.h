@@ -1,4 +1,4 @@
-/* Reading a node when its kernel is created.
+/* Reading a node: when its kernel is created, and the shape of x when it runs.
  *
  * A model may come from anyone, so all that an op relies on is checked here or by the op:
  * attributes against their ranges, then every constant's type and shape against the attributes.
@@ -47,5 +47,11 @@ bool bn_read_constant(bn_node *node, size_t index, const char *name, size_t rank
 
 /* The last dimension of the input must not be known to differ from k. */
 bool bn_check_last_dimension(bn_node *node, size_t index, const char *name, size_t k);
+
+/* ---- When the node runs ---- */
+
+/* Reads the shape of x (rank, then dims), which must end in k, and its number of rows. */
+ort_status *bn_read_x_shape(const ort_api *api, const ort_value *x, int64_t k,
+                            int64_t dims[BN_MAX_RANK], size_t *rank, size_t *rows);
 
 #endif

@@ -23,9 +23,10 @@ typedef struct {
 } bn_op;
 
 extern const ort_custom_op bn_matmul_op; /* of every format (matmul.c) */
+extern const ort_custom_op bn_block_hadamard;
 
-/* Callbacks that are the same for every op with x as input 0, y as its only output, an attribute N
- * and y of shape (..., N) (common.c). */
+/* Callbacks that are the same for every op with x as input 0 and y as its only output, of shape
+ * (..., N) where the op has an attribute N, else of that of x (common.c). */
 const char *ORT_CALL bn_execution_provider(const ort_custom_op *op);
 int ORT_CALL bn_output_type(const ort_custom_op *op, size_t index);
 size_t ORT_CALL bn_output_count(const ort_custom_op *op);

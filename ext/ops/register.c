@@ -22,6 +22,8 @@ static const struct {
     {&bn_matmul_op, BN_FORMAT_##name, ORT_FLOAT}, {&bn_matmul_op, BN_FORMAT_##name, ORT_FLOAT16},
 #include "formats.inc"
 #undef BN_FORMAT
+    {.callbacks = &bn_block_hadamard, .x_type = ORT_FLOAT},
+    {.callbacks = &bn_block_hadamard, .x_type = ORT_FLOAT16},
 };
 enum { OP_COUNT = sizeof OPS / sizeof OPS[0] };
 

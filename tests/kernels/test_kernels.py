@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -245,3 +246,49 @@ def test_narrow_equals_numpy(kernel: Kernel, guarded: Guarded) -> None:
             with np.errstate(over="ignore", invalid="ignore"):
                 expected = x.astype(np.float16)
             assert np.array_equal(y.view(np.float16), expected, equal_nan=True)
+
+
+@every("hadamard")
+def test_hadamard_equals_reference(kernel: Kernel, guarded: Guarded) -> None:
+    rng = np.random.default_rng(0)
+    for block_size in (2**power for power in range(13)):
+        for rows, blocks in ((1, 1), (3, 1), (2, 2), (1, 7), (2, 33)):
+            k = block_size * blocks
+            signs = rng.choice([-1, 1], k).astype(np.float32)
+            for x in activation_rows(rows * k):
+                check_hadamard(kernel, guarded, x.reshape(rows, k), signs, block_size)
+
+
+def check_hadamard(
+    kernel: Kernel, guarded: Guarded, x: np.ndarray, signs: np.ndarray, block_size: int
+) -> None:
+    expected = reference.block_hadamard(x, signs, block_size)
+    apart, signs = guarded(np.full_like(x, 77)), guarded(signs)
+    in_place = guarded(x)
+    for y, source in ((apart, guarded(x)), (in_place, in_place)):
+        _native.hadamard(source, signs, y, block_size=block_size, isa=kernel.isa)
+        assert np.array_equal(y, expected, equal_nan=True), (x.shape, block_size)
+        zeros = expected == 0
+        assert np.array_equal(np.signbit(y[zeros]), np.signbit(expected[zeros]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"block_size": 0}, "block_size must be a power of two"),
+        ({"block_size": 24}, "block_size must be a power of two"),
+        ({"block_size": 32}, "K = 48 is no multiple of 32"),
+        ({"signs": np.ones(47, np.float32)}, r"signs must be \(48,\)"),
+        ({"y": np.ones((1, 48), np.float32)}, "x and y must have the same shape"),
+        ({"x": np.ones((0, 48), np.float32)}, "x must not be empty"),
+    ],
+)
+def test_hadamard_of_what_does_not_fit_is_refused(change: dict[str, Any], message: str) -> None:
+    case = {
+        "x": np.ones((2, 48), np.float32),
+        "signs": np.ones(48, np.float32),
+        "y": np.ones((2, 48), np.float32),
+        "block_size": 16,
+    }
+    with pytest.raises(ValueError, match=message):
+        _native.hadamard(**{**case, **change}, isa="scalar")

@@ -7,6 +7,7 @@ import onnx
 import onnxruntime as ort
 import packed
 import pytest
+import turns
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
@@ -155,6 +156,8 @@ def test_only_listed_opsets_have_bodies():
     for opset in (10, 27):
         with pytest.raises(ValueError, match=f"opset {opset}: function bodies exist for 11 to 26"):
             functions.FUNCTIONS["MatMulI2S"](opset)
+        with pytest.raises(ValueError, match=f"opset {opset}: function bodies exist for 11 to 26"):
+            functions.block_hadamard(opset)
 
 
 def test_body_runs_in_a_subgraph_with_an_outer_weight():
@@ -173,3 +176,62 @@ def test_body_runs_in_a_subgraph_with_an_outer_weight():
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     assert_close(session.run(None, feeds)[0], layer.expected(x))
     assert_close(ReferenceEvaluator(model).run(None, feeds)[0], layer.expected(x))
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+def test_body_of_block_hadamard_computes_the_op_in_every_opset(opset: int):
+    for seed, block_size in enumerate((1, 2, 32, 128, 1024)):
+        turn = turns.random_turn(seed, block_size)
+        rank = 1 + seed % 4
+        dtype = np.float16 if opset >= functions.FLOAT16_OPSET and seed % 2 else np.float32
+        model = turn.model(dtype, rank=rank, opset=opset)
+        onnx.checker.check_model(model, full_check=True)
+        x = packed.rows(seed, (*(2, 1, 3)[: rank - 1], turn.k), dtype)
+        want = turn.expected(x)
+        assert_close(evaluate(model, x), want)
+        for level in LEVELS:
+            assert_close(run(model, x, level), want)
+
+
+@pytest.mark.parametrize("opset", [14, 17, 23])  # before 14 onnx does not follow a shape into Reshape
+def test_body_of_block_hadamard_gives_the_shape_of_y_to_shape_inference(opset: int):
+    model = turns.random_turn(1, 16).model(rank=3, opset=opset)
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    dims = inferred.graph.output[0].type.tensor_type.shape.dim
+    assert [dim.dim_param or dim.dim_value for dim in dims] == ["d0", "d1", 48]
+
+
+@pytest.mark.parametrize("opset", [11, 17])
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("batch", [(0, 3), (3, 0)])
+def test_body_of_block_hadamard_takes_no_rows(opset: int, level: str, batch: tuple[int, int]):
+    turn = turns.random_turn(3, 16)
+    x = np.zeros((*batch, turn.k), np.float32)
+    model = turn.model(rank=3, opset=opset)
+    assert run(model, x, level).shape == x.shape
+    assert evaluate(model, x).shape == x.shape
+
+
+@pytest.mark.parametrize("opset", [11, 17])
+def test_onnxruntime_folds_the_hadamard_matrix_when_it_loads(opset: int, tmp_path):
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.graph_optimization_level = LEVELS["basic"]
+    ort.InferenceSession(turns.random_turn(0, 64).model(opset=opset).SerializeToString(), options)
+    graph = onnx.load(tmp_path / "optimized.onnx").graph
+    assert (64, 64) in {tuple(tensor.dims) for tensor in graph.initializer}
+    left = {node.op_type for node in graph.node}
+    assert left <= {"Reshape", "Mul", "Shape", "Slice", "Concat", "MatMul", "Cast", "CastLike"}
+
+
+@pytest.mark.parametrize("opset", [11, 17])
+@pytest.mark.parametrize("block_size", [-16, -1, 0, 3, 24, 32, 8192, 2**40])
+def test_body_of_block_hadamard_fails_where_blocks_do_not_fit(opset: int, block_size: int):
+    model = turns.Turn(block_size, np.ones(48, np.float32)).model(opset=opset)
+    x = np.ones((2, 48), np.float32)
+    with pytest.raises(Exception, match="Reshape"):
+        run(model, x)
+    with pytest.raises((ValueError, IndexError)):
+        evaluate(model, x)
