@@ -72,13 +72,13 @@ class Row:
     peak_share: float | None
 
 
-def products(kernel: bn.Kernel, n: int, k: int, m: int, cold: int) -> Case:
-    """Make a case for dot and dotf: part of a layer (n, k) with m rows; so many copies of its weights in turn."""
+def products(kernel: bn.Kernel, n: int, k: int, m: int, cold: int = 0, enough: int = ENOUGH) -> Case:
+    """Make a case for dot and dotf: part of a layer (n, k) with m rows, weights in turn from `cold` bytes."""
     rng = np.random.default_rng(0)
     x = rng.integers(-127, 128, (m, k)).astype(np.int8)
     if kernel.op == "dotf":
         x = x.astype(np.float32)
-    supers = max(n // SUPER, ENOUGH // (SUPER * k * m))
+    supers = max(n // SUPER, enough // (SUPER * k * m))
     supers = max(1, min(supers, CHAIN // (m * k * x.itemsize)))
     codes = rng.integers(0, 3, (supers * SUPER, k), np.uint8)
     panel, _ = _native.panels(reference.pack_i2s(codes), k, 0)
@@ -180,8 +180,8 @@ def cases(kernel: bn.Kernel, shapes: list[tuple[int, int]], rows: list[int], col
 def overhead(kernel: bn.Kernel, seconds: float) -> float:
     """Return what a call of this kernel from Python costs if it has next to nothing to do."""
     smallest = {
-        "dot": lambda: products(kernel, SUPER, 16, 1, 0),
-        "dotf": lambda: products(kernel, SUPER, 16, 1, 0),
+        "dot": lambda: products(kernel, SUPER, 16, 1, enough=0),
+        "dotf": lambda: products(kernel, SUPER, 16, 1, enough=0),
         "actq": lambda: quantization(kernel, 16, 8),
         "scale": lambda: scaling(kernel, 1, 1),
         "widen": lambda: halves(kernel, 1),

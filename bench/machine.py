@@ -83,8 +83,8 @@ def limits(threads: int, sizes: dict[str, int] = SIZES, rounds: int = ROUNDS) ->
                 found["read_gbps"][level] = max(found["read_gbps"][level], best)
             operations = library.bn_dot_peak(1)
             if operations:
-                count = 20_000
-                seconds = _best(pool, threads, lambda _: library.bn_dot_peak(count), 200 * rounds)  # noqa: B023
+                count = 100_000
+                seconds = _best(pool, threads, lambda _: library.bn_dot_peak(count), 100 * rounds)  # noqa: B023
                 found["tops"][isa] = threads * operations * count / seconds / 1e12
     return found
 
@@ -129,12 +129,16 @@ def _read(library: ctypes.CDLL, pool: ThreadPoolExecutor, threads: int, nbytes: 
 
 
 def _best(pool: ThreadPoolExecutor, threads: int, work: Callable[[int], object], rounds: int) -> float:
-    """Return the shortest time in which all threads did the work once, at the same time."""
+    """Return the shortest time from when the first thread began the work to when the last had done it."""
+
+    def timed(thread: int) -> tuple[float, float]:
+        start = time.perf_counter()
+        work(thread)
+        return start, time.perf_counter()
 
     def one_round() -> float:
-        start = time.perf_counter()
-        list(pool.map(work, range(threads)))
-        return time.perf_counter() - start
+        starts, ends = zip(*pool.map(timed, range(threads)), strict=True)
+        return max(ends) - min(starts)
 
     return min(one_round() for _ in range(rounds))
 

@@ -24,6 +24,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullLocator
 
 INK, PALE, GRID = "#1f2430", "#8a91a0", "#e9ebf0"
 STYLES = (  # by name: colour, marker; the first that matches
@@ -86,26 +87,20 @@ def style(name: str) -> tuple[str, str]:
 
 
 def draw_limits(axes: Axes, limits: dict[str, Any], x: tuple[float, float], lowest: float) -> None:
-    peak_isa, peak = max(limits["tops"].items(), key=lambda item: item[1])
+    paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+    text = {"fontsize": 7.5, "color": PALE, "textcoords": "offset points", "bbox": paper}
+    peak = max(limits["tops"].values())
     for isa, tops in limits["tops"].items():
-        axes.plot(x, (tops, tops), color=PALE, lw=1.4 if isa == peak_isa else 0.8, zorder=1)
-        label = f"peak of {isa}: {tops:.2f} TOPS"
-        place = {"xytext": (-4, 4), "textcoords": "offset points", "ha": "right", "fontsize": 7.5}
-        axes.annotate(label, (x[1], tops), color=PALE, **place)
+        axes.plot(x, (tops, tops), color=PALE, lw=1.4 if tops == peak else 0.8, zorder=1)
+        label = f"{isa} {tops:.2f} TOPS"
+        axes.annotate(label, (x[0], tops), xytext=(3, 0), va="center", zorder=1.5, **text)
     for level, gbps in limits["read_gbps"].items():
         corner = peak / gbps * 1e3
-        axes.plot((x[0], corner), (x[0] * gbps / 1e3, peak), color=PALE, lw=0.8, ls=(0, (5, 3)), zorder=1)
-        at = max(x[0], lowest / gbps * 1e3) * 1.15
-        axes.annotate(
-            f"{level} {gbps:.0f} GB/s",
-            (at, at * gbps / 1e3),
-            xytext=(0, 3),
-            textcoords="offset points",
-            rotation=slope(axes),
-            rotation_mode="anchor",
-            fontsize=7.5,
-            color=PALE,
-        )
+        axes.plot((x[0], corner), (x[0] * gbps / 1e3, peak), color=PALE, lw=0.9, ls=(0, (5, 3)), zorder=1)
+        at = max(x[0], lowest / gbps * 1e3) * 1.25
+        label = f"{level} {gbps:.0f} GB/s"
+        turned = {"rotation": slope(axes), "rotation_mode": "anchor"}
+        axes.annotate(label, (at, at * gbps / 1e3), xytext=(0, 0), va="center", zorder=1.5, **turned, **text)
 
 
 def slope(axes: Axes) -> float:
@@ -135,6 +130,11 @@ def draw_panel(axes: Axes, title: str, limits: dict[str, Any], found: dict[str, 
             zorder=3 if own else 2,
             label=name,
         )
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_locator(NullLocator())
+    axes.set_xlabel("operations per byte of weights", fontsize=8.5, color=INK)
+    axes.set_ylabel("TOPS", fontsize=8.5, color=INK)
     axes.grid(which="major", color=GRID, lw=0.8)
     axes.tick_params(which="both", color=GRID, labelcolor=INK, labelsize=8)
     for side in axes.spines.values():
@@ -143,18 +143,16 @@ def draw_panel(axes: Axes, title: str, limits: dict[str, Any], found: dict[str, 
 
 def draw(documents: list[dict[str, Any]], out: Path) -> None:
     found = [panel for panel in panels(documents) if panel[2]]
-    columns = min(2, len(found))
+    columns = 3 if len(found) % 3 == 0 else min(2, len(found))
     lines = -(-len(found) // columns)
     plt.rcParams |= {"font.family": "DejaVu Sans", "svg.fonttype": "path", "svg.hashsalt": "roofline"}
     figure, grid = plt.subplots(
-        lines, columns, figsize=(6.2 * columns, 4.5 * lines + 0.9), squeeze=False, layout="constrained"
+        lines, columns, figsize=(5.4 * columns, 4.6 * lines + 0.8), squeeze=False, layout="constrained"
     )
     for axes in grid.flat[len(found) :]:
-        axes.set_visible(False)
+        axes.set_axis_off()
     for axes, panel in zip(grid.flat, found, strict=False):
         draw_panel(axes, *panel)
-    figure.supxlabel("operations per byte of weights", fontsize=9, color=INK)
-    figure.supylabel("TOPS", fontsize=9, color=INK)
     handles = {}
     for axes in grid.flat:
         handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
