@@ -38,6 +38,7 @@ STYLES = (  # by name: colour, marker; the first that matches
     (r"llama.cpp T", "#2b8a3e", "v"),
     (r"", "#8ce99a", "v"),
 )
+DASHES = (0, (5, 3))
 Point = tuple[float, float]
 
 
@@ -86,36 +87,28 @@ def style(name: str) -> tuple[str, str]:
     return next((colour, marker) for pattern, colour, marker in STYLES if re.search(pattern, name))
 
 
-def draw_limits(axes: Axes, limits: dict[str, Any], x: tuple[float, float], lowest: float) -> None:
+def draw_limits(axes: Axes, limits: dict[str, Any], x: Point, y: Point) -> None:
     paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
-    text = {"fontsize": 7.5, "color": PALE, "textcoords": "offset points", "bbox": paper}
+    text = {"fontsize": 8, "color": PALE, "va": "center", "zorder": 1.5, "bbox": paper}
     peak = max(limits["tops"].values())
     for isa, tops in limits["tops"].items():
         axes.plot(x, (tops, tops), color=PALE, lw=1.4 if tops == peak else 0.8, zorder=1)
-        label = f"{isa} {tops:.2f} TOPS"
-        axes.annotate(label, (x[0], tops), xytext=(3, 0), va="center", zorder=1.5, **text)
+        axes.text(x[0] * 1.08, tops, f"{isa} {tops:.2f} TOPS", **text)
     for level, gbps in limits["read_gbps"].items():
-        corner = peak / gbps * 1e3
-        axes.plot((x[0], corner), (x[0] * gbps / 1e3, peak), color=PALE, lw=0.9, ls=(0, (5, 3)), zorder=1)
-        at = max(x[0], lowest / gbps * 1e3) * 1.25
-        label = f"{level} {gbps:.0f} GB/s"
-        turned = {"rotation": slope(axes), "rotation_mode": "anchor"}
-        axes.annotate(label, (at, at * gbps / 1e3), xytext=(0, 0), va="center", zorder=1.5, **turned, **text)
+        tops_by_x = gbps / 1e3
+        axes.plot((x[0], peak / tops_by_x), (x[0] * tops_by_x, peak), color=PALE, lw=0.9, ls=DASHES, zorder=1)
+        at = max(x[0], y[0] / tops_by_x) * 1.3
+        angle = math.degrees(math.atan(tops_by_x))
+        turned = {"rotation": angle, "rotation_mode": "anchor", "transform_rotates_text": True}
+        axes.text(at, at * tops_by_x, f"{level} {gbps:.0f} GB/s", **turned, **text)
 
 
-def slope(axes: Axes) -> float:
-    """Return the angle on paper of a line that doubles when x doubles."""
-    (x0, y0), (x1, y1) = axes.transData.transform([(1, 1), (10, 10)])
-    return math.degrees(math.atan2(y1 - y0, x1 - x0))
-
-
-def draw_panel(axes: Axes, title: str, limits: dict[str, Any], found: dict[str, list[Point]]) -> None:
-    points = [point for line in found.values() for point in line]
-    x = min(p[0] for p in points) / 2, max(p[0] for p in points) * 3
-    y = min(p[1] for p in points) / 2, max(*limits["tops"].values(), *(p[1] for p in points)) * 2
+def draw_panel(
+    axes: Axes, x: Point, y: Point, title: str, limits: dict[str, Any], found: dict[str, list[Point]]
+) -> None:
     axes.set(xscale="log", yscale="log", xlim=x, ylim=y)
     axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=INK)
-    draw_limits(axes, limits, x, y[0])
+    draw_limits(axes, limits, x, y)
     for name, line in found.items():
         colour, marker = style(name)
         own = name.startswith(("ours", "dot"))
@@ -135,6 +128,7 @@ def draw_panel(axes: Axes, title: str, limits: dict[str, Any], found: dict[str, 
         axis.set_minor_locator(NullLocator())
     axes.set_xlabel("operations per byte of weights", fontsize=8.5, color=INK)
     axes.set_ylabel("TOPS", fontsize=8.5, color=INK)
+    axes.set_axisbelow(True)
     axes.grid(which="major", color=GRID, lw=0.8)
     axes.tick_params(which="both", color=GRID, labelcolor=INK, labelsize=8)
     for side in axes.spines.values():
@@ -143,34 +137,31 @@ def draw_panel(axes: Axes, title: str, limits: dict[str, Any], found: dict[str, 
 
 def draw(documents: list[dict[str, Any]], out: Path) -> None:
     found = [panel for panel in panels(documents) if panel[2]]
-    columns = 3 if len(found) % 3 == 0 else min(2, len(found))
-    lines = -(-len(found) // columns)
+    points = [point for _, _, lines in found for line in lines.values() for point in line]
+    x = min(p[0] for p in points) / 1.5, max(p[0] for p in points) * 1.5
+    y = min(p[1] for p in points) / 2, max(p[1] for p in points) * 2
     plt.rcParams |= {"font.family": "DejaVu Sans", "svg.fonttype": "path", "svg.hashsalt": "roofline"}
-    figure, grid = plt.subplots(
-        lines, columns, figsize=(5.4 * columns, 4.6 * lines + 0.8), squeeze=False, layout="constrained"
-    )
+    lines = len(found) // 2 + 1  # the last cell is for the legend
+    figure, grid = plt.subplots(lines, 2, figsize=(11.5, 4.6 * lines), squeeze=False, layout="constrained")
+    handles: dict[str, Any] = {}
+    for axes, panel in zip(grid.flat, found, strict=False):
+        draw_panel(axes, x, y, *panel)
+        handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     for axes in grid.flat[len(found) :]:
         axes.set_axis_off()
-    for axes, panel in zip(grid.flat, found, strict=False):
-        draw_panel(axes, *panel)
-    handles = {}
-    for axes in grid.flat:
-        handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     machine = documents[0]["machine"]
-    figure.suptitle(
-        f"{machine['cpu']}, commit {machine['commit']}", fontsize=9, color=PALE, x=0.01, ha="left"
-    )
-    figure.legend(
-        handles.values(),
-        handles,
-        loc="outside lower center",
-        ncols=5,
-        frameon=False,
-        fontsize=8.5,
-        labelcolor=INK,
-    )
+    legend = {
+        "loc": "center",
+        "ncols": 2,
+        "frameon": False,
+        "fontsize": 10,
+        "labelcolor": INK,
+        "labelspacing": 0.9,
+    }
+    title = f"{machine['cpu']}, commit {machine['commit']}\n"
+    grid.flat[len(found)].legend(handles.values(), handles, title=title, title_fontsize=9, **legend)
     for suffix in (".svg", ".png"):
-        figure.savefig(out.with_suffix(suffix), dpi=150, metadata={"Date": None} if suffix == ".svg" else {})
+        figure.savefig(out.with_suffix(suffix), dpi=110, metadata={"Date": None} if suffix == ".svg" else {})
     plt.close(figure)
 
 
