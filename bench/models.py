@@ -4,35 +4,35 @@
 
 All variants of a model are made from the same float file, whose linear layers are exactly ternary, so that
 the 2-bit ones hold the same weights. In every round each variant in turn runs once to warm up and then for
-about 20 ms; the table has the medians over the rounds, in ms. Thread pools stop spinning after each run.
+about 20 ms; the table has the medians in ms, and rows per second of the fastest of ours (tokens, for MiniLM).
+Thread pools stop spinning after each run.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import shlex
 import sys
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
-from onnxruntime.quantization import QuantType, quantize_dynamic
+from timing import open_session, print_row, print_table_head
 
 import onnx_bitnet as bn
-from onnx_bitnet import reference
+from onnx_bitnet import memory, peers, reference
+from onnx_bitnet.bench import in_turns
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 import digits
+import machine
 import minilm
 
 BLOCK = 128
-SECONDS = 0.02  # that one variant runs in one round
 Feeds = dict[str, np.ndarray]
 
 
@@ -71,12 +71,6 @@ MODELS: dict[str, Callable[[], tuple[onnx.ModelProto, dict[str, Feeds]]]] = {
 
 def float_variant(source: Path, target: Path) -> None:
     target.write_bytes(source.read_bytes())
-
-
-def int8_variant(source: Path, target: Path) -> None:
-    quantize_dynamic(
-        source, target, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8
-    )
 
 
 def two_bit_variant(source: Path, target: Path) -> None:
@@ -126,40 +120,11 @@ def our_variant(activation_bits: int) -> Callable[[Path, Path], None]:
 
 VARIANTS: dict[str, Callable[[Path, Path], None]] = {
     "ORT fp32": float_variant,
-    "ORT int8": int8_variant,
+    "ORT int8": peers.int8,
     "ORT 2-bit": two_bit_variant,
     "ours A8": our_variant(8),
     "ours A16": our_variant(16),
 }
-
-
-def open_session(path: Path, threads: int) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    bn.register(options)
-    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
-def median_seconds(sessions: list[ort.InferenceSession], feeds: Feeds, rounds: int) -> list[float]:
-    """Return the median time of one run for each session, measured in turns."""
-
-    def seconds(session: ort.InferenceSession, runs: int) -> float:
-        start = time.perf_counter()
-        for _ in range(runs):
-            session.run(None, feeds)
-        return (time.perf_counter() - start) / runs
-
-    runs = [max(1, round(SECONDS / min(seconds(s, 1) for _ in range(3)))) for s in sessions]
-    samples = []
-    for _ in range(rounds):
-        samples.append([])
-        for session, count in zip(sessions, runs, strict=True):
-            session.run(None, feeds)
-            samples[-1].append(seconds(session, count))
-    return np.median(samples, axis=0).tolist()
 
 
 def agreement(y: list[np.ndarray], expected: list[np.ndarray]) -> float:
@@ -167,22 +132,14 @@ def agreement(y: list[np.ndarray], expected: list[np.ndarray]) -> float:
     return float(np.linalg.norm(y[-1] - expected[-1]) / np.linalg.norm(expected[-1]))
 
 
+def rows(feeds: Feeds) -> int:
+    """Return how many rows the linear layers see: images, or tokens."""
+    first = next(iter(feeds.values()))
+    return first.size if first.dtype == np.int64 else first.shape[0]
+
+
 def file_bytes(path: Path) -> int:
     return sum(part.stat().st_size for part in path.parent.glob(path.name + "*"))
-
-
-def print_header() -> None:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    cpus = [line.split(": ")[1] for line in lines if line.startswith("model name")] or ["unknown"]
-    isas = sorted({kernel.isa for kernel in bn.kernels() if kernel.chosen})
-    print(f"CPU: {cpus[0]}, {len(cpus)} logical; kernels: {', '.join(isas)}")
-    print(f"onnxruntime {ort.__version__}, numpy {np.__version__}, Python {sys.version.split()[0]}")
-    print(f"Command: python {shlex.join(sys.argv)}\n")
-
-
-def print_row(*cells: object) -> None:
-    print("|", " | ".join(map(str, cells)), "|", flush=True)
 
 
 def main() -> None:
@@ -198,9 +155,8 @@ def main() -> None:
         parser.error(f"unknown model {', '.join(sorted(unknown))}; use {', '.join(MODELS)}")
 
     logging.disable(logging.WARNING)  # the int8 quantizer's advice
-    print_header()
-    print_row("model", "input", "threads", *(f"{name}, ms" for name in VARIANTS))
-    print_row(*["---"] * (3 + len(VARIANTS)))
+    machine.print_header(machine.describe(arguments.threads))
+    print_table_head("model", "input", "threads", *(f"{name}, ms" for name in VARIANTS), "rows/s")
     facts = []
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.models or MODELS:
@@ -214,13 +170,23 @@ def main() -> None:
             for threads in arguments.threads:
                 sessions = [open_session(path, threads) for path in paths]
                 for label, feeds in inputs.items():
-                    times = median_seconds(sessions, feeds, arguments.rounds)
-                    print_row(name, label, threads, *(f"{1e3 * t:.3f}" for t in times))
+                    runs = [partial(session.run, None, feeds) for session in sessions]
+                    times = [took.median for took in in_turns(runs, arguments.rounds)]
+                    print_row(
+                        name,
+                        label,
+                        threads,
+                        *(f"{1e3 * t:.3f}" for t in times),
+                        f"{rows(feeds) / min(times[3:]):.0f}",
+                    )
+            peaks = [memory.peak(path, feeds, threads) for path in paths]
+            facts.append(
+                (name, "memory, MB", *("-" if peak is None else f"{peak / 1e6:.1f}" for peak in peaks))
+            )
             outputs = [session.run(None, feeds) for session in sessions]
             facts.append((name, "error", *(f"{agreement(y, outputs[0]):.1e}" for y in outputs)))
-    print("\nSize of the files, and relative L2 distance of the output from fp32:\n")
-    print_row("model", "", *VARIANTS)
-    print_row(*["---"] * (2 + len(VARIANTS)))
+    print("\nFiles; peak memory of opening and running the last input; relative L2 distance from fp32:\n")
+    print_table_head("model", "", *VARIANTS)
     for fact in facts:
         print_row(*fact)
 

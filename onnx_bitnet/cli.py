@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 import onnx_bitnet as bn
 from onnx_bitnet import tables
+from onnx_bitnet.bench import bench as bench_models
 from onnx_bitnet.doctor import examine
 from onnx_bitnet.errors import BitNetError, RecipeError
 from onnx_bitnet.inspection import inspect as inspect_file
@@ -38,6 +39,13 @@ Source = Annotated[Path, typer.Argument(help="an ONNX model", show_default=False
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON document on stdout")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="every layer, not only the summary")]
 Threads = Annotated[int, typer.Option(help="threads for onnxruntime; 0 lets it choose")]
+
+Data = Annotated[
+    Path | None,
+    typer.Option(help=".npz, a folder of them, or ONNX test_data_set folders; default: random feeds"),
+]
+Dim = Annotated[list[str] | None, typer.Option(help="NAME=SIZE of a symbolic dimension of random feeds")]
+Seed = Annotated[int, typer.Option(help="of random feeds")]
 
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help=".toml or .json; the options below win")]
 Mode = Annotated[str | None, typer.Option(help="auto, lossless or ternary")]
@@ -124,18 +132,13 @@ def inspect(file: Source, as_json: AsJson = False) -> None:
 def validate(
     reference: Annotated[Path, typer.Argument(help="the float model", show_default=False)],
     got: Annotated[Path, typer.Argument(help="the converted model", show_default=False)],
-    data: Annotated[
-        Path | None,
-        typer.Option(help=".npz, a folder of them, or ONNX test_data_set folders; default: random feeds"),
-    ] = None,
+    data: Data = None,
     min_sqnr: Annotated[float | None, typer.Option(help="gate: dB that every output must reach")] = None,
     min_cosine: Annotated[
         float | None, typer.Option(help="gate: cosine that every output must reach")
     ] = None,
-    dim: Annotated[
-        list[str] | None, typer.Option(help="NAME=SIZE of a symbolic dimension of random feeds")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="of random feeds")] = 0,
+    dim: Dim = None,
+    seed: Seed = 0,
     threads: Threads = 0,
     layers: Annotated[bool, typer.Option(help="also compare each converted layer")] = True,
     as_json: AsJson = False,
@@ -157,6 +160,38 @@ def validate(
     if failures:
         err.print(f"gate failed: {'; '.join(failures)}", style="red", markup=False, highlight=False)
         raise typer.Exit(GATE_FAILED)
+
+
+@app.command()
+def bench(
+    models: Annotated[
+        list[Path],
+        typer.Argument(help="models with the same inputs, the float one first", show_default=False),
+    ],
+    data: Data = None,
+    dim: Dim = None,
+    seed: Seed = 0,
+    threads: Threads = 0,
+    seconds: Annotated[float, typer.Option(help="how long each model runs")] = 2.0,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="also time onnxruntime's own int8 and 2-bit variants of the first")
+    ] = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Time models side by side, and say where packed ones spend their time."""
+    with _errors(), _progress("timing") as progress:
+        result = bench_models(
+            models,
+            data,
+            threads=threads,
+            seconds=seconds,
+            seed=seed,
+            dims=_dims(dim),
+            with_peers=peers,
+            progress=progress,
+        )
+    _show(result.to_dict() if as_json else tables.bench(result, verbose=verbose))
 
 
 @app.command()

@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from onnx_bitnet.bench import Bench, ModelTimes
 from onnx_bitnet.doctor import Check
 from onnx_bitnet.inspection import Inspection
 from onnx_bitnet.kernels import Kernel
@@ -116,6 +117,55 @@ def validation(result: Validation) -> Output:
             )
         parts.append(layers)
     return [*parts, f"data: {result.data}", *result.notes]
+
+
+def bench(result: Bench, *, verbose: bool) -> Output:
+    """Show models side by side; every packed op when verbose."""
+    models = _table(
+        "model", "file", "memory", "median ms", "min ms", "rows/s", "against the first", "packed ops"
+    )
+    for model in result.models:
+        models.add_row(
+            model.name,
+            size(model.nbytes),
+            "-" if model.memory_bytes is None else size(model.memory_bytes),
+            f"{model.median_ms:.3f}",
+            f"{model.min_ms:.3f}",
+            f"{model.rows_per_second:.1f}",
+            f"{result.models[0].median_ms / model.median_ms:.2f} x as fast",
+            "" if model.packed_share is None else f"{model.packed_share:.0%} of the time",
+        )
+    parts: Output = [models]
+    for model in result.models:
+        if model.packed:
+            parts += [_packed_line(result, model), *([_packed_ops(model)] if verbose else [])]
+    threads = result.threads or "its own choice of"
+    return [
+        *parts,
+        f"{result.cpu}, {result.cpus} CPUs; onnxruntime {result.onnxruntime}, {threads} threads",
+        f"first batch of {result.data}",
+        *result.notes,
+    ]
+
+
+def _packed_line(result: Bench, model: ModelTimes) -> str:
+    assert model.packed_gbps is not None
+    assert result.read_gbps is not None
+    isas = ", ".join(sorted({op.isa for op in model.packed}))
+    took = sum(op.microseconds for op in model.packed) / 1e3
+    return (
+        f"{model.name}: {len(model.packed)} packed ops ({isas}) take {took:.3f} ms of the fastest profiled "
+        f"run and read {model.packed_gbps:.1f} GB/s of weights; memory gives {result.read_gbps:.1f} GB/s"
+    )
+
+
+def _packed_ops(model: ModelTimes) -> Table:
+    table = _table("packed op", "N x K", "rows", "ISA", "microseconds", "GB/s")
+    for op in model.packed:
+        table.add_row(
+            op.name, f"{op.n} x {op.k}", str(op.m), op.isa, f"{op.microseconds:.1f}", f"{op.gbps:.1f}"
+        )
+    return table
 
 
 def kernels(listed: Sequence[Kernel]) -> Output:

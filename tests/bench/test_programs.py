@@ -1,0 +1,113 @@
+"""The programs in bench/ run and write what they say they do. Never how fast anything is."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import onnx_bitnet as bn
+
+BENCH = Path(__file__).parents[2] / "bench"
+
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32" or not shutil.which("cc"), reason="needs a C compiler called cc"
+)
+
+
+def run(program: str, *arguments: object) -> str:
+    command = [sys.executable, BENCH / program, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def limits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("limits") / "limits.json"
+    shown = run("machine.py", "--threads", 1, "--rounds", 1, "--json", path)
+    assert shown.startswith("cpu: ")
+    return path
+
+
+@pytest.fixture(scope="module")
+def kernels(limits: Path) -> Path:
+    path = limits.with_name("kernels.json")
+    size = ("--shapes", "64x64", "128x32", "--m", 1, 3, "--seconds", 0.001)
+    run("kernels.py", *size, "--limits", limits, "--json", path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def layers(limits: Path) -> Path:
+    path = limits.with_name("layers.json")
+    size = ("--shapes", "128x256", "--m", 1, 3, "--threads", 1, "--rounds", 1, "--cold-bytes", 20000)
+    run("layers.py", *size, "--limits", limits, "--json", path)
+    return path
+
+
+def test_limits_are_positive(limits):
+    (found,) = json.loads(limits.read_text())["limits"]
+    assert set(found["read_gbps"]) == {"L2", "L3", "DRAM"}
+    assert min(found["read_gbps"].values()) > 0
+    strongest = [kernel.isa for kernel in bn.kernels() if kernel.runs_here][-1]
+    assert found["tops"].get(strongest, 1) > 0
+
+
+def test_every_kernel_is_timed(kernels):
+    document = json.loads(kernels.read_text())
+    assert document["schema"] == "onnx_bitnet.bench_kernels/1"
+    timed = {row["kernel"] for row in document["kernels"]}
+    runs_here = {str(kernel) for kernel in bn.kernels() if kernel.runs_here}
+    assert timed | set(document["not_timed"]) == runs_here
+    assert {name for name in runs_here if name.startswith("dot_i2s")} <= timed
+    assert min(row["min_ns"] for row in document["kernels"]) > 0
+
+
+def test_filters_leave_the_others_out(limits, tmp_path):
+    size = ("--shapes", "64x64", "--m", 1, "--seconds", 0.001, "--limits", limits)
+    run(
+        "kernels.py",
+        "--op",
+        "dot",
+        "--isa",
+        "scalar",
+        *size,
+        "--cold",
+        100_000,
+        "--json",
+        tmp_path / "out.json",
+    )
+    rows = json.loads((tmp_path / "out.json").read_text())["kernels"]
+    assert {row["kernel"] for row in rows} == {"dot_i2s_scalar"}
+
+
+def test_a_layer_runs_beside_its_peers(layers):
+    document = json.loads(layers.read_text())
+    assert document["schema"] == "onnx_bitnet.bench_layers/1"
+    cells = document["layers"]
+    assert [(cell["where"], cell["m"]) for cell in cells] == [
+        (where, m) for where in ("hot", "cold") for m in (1, 3)
+    ]
+    names = {result["name"] for result in cells[0]["results"]}
+    assert {"ours A8", "ours A16 block:128", "ORT fp32", "ORT int8"} <= names
+    assert all(result["error"] < 0.3 for cell in cells for result in cell["results"])
+
+
+def test_the_roofline_is_drawn(kernels, layers, tmp_path):
+    pytest.importorskip("matplotlib", reason="install the extra [report]")
+    run("roofline.py", layers, kernels, "--out", tmp_path / "roofline")
+    assert (tmp_path / "roofline.svg").read_text().startswith("<?xml")
+    assert (tmp_path / "roofline.png").stat().st_size > 10_000
+
+
+@pytest.mark.skipif(importlib.util.find_spec("sklearn") is None, reason="install the extra [test]")
+def test_whole_models():
+    shown = run("models.py", "digits", "--threads", 1, "--rounds", 1)
+    assert "| digits | batch 64 | 1 |" in shown
+    assert "| digits | memory, MB |" in shown
