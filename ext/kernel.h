@@ -104,6 +104,70 @@ typedef struct {
 } bn_hadamard_args;
 typedef void bn_hadamard_fn(const bn_hadamard_args *a);
 
+/* transpose: y[col][row] = x[row][col]. */
+typedef struct {
+    const float *x; /* (rows, x_stride) of which (rows, cols) are used */
+    float *y;       /* (cols, y_stride) of which (cols, rows) are written */
+    size_t x_stride, y_stride, rows, cols;
+} bn_transpose_args;
+typedef void bn_transpose_fn(const bn_transpose_args *a);
+
+/* moments and compare sum in eight lanes of double: lane j adds the values j, 8 + j, 16 + j ... of a group
+ * or row in order, and the lanes are added as ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7)).  Products are
+ * rounded before they are added. */
+enum { BN_LANES = 8 };
+
+static inline double bn_sum_lanes(const double *lane /* (BN_LANES) */)
+{
+    return ((lane[0] + lane[1]) + (lane[2] + lane[3])) + ((lane[4] + lane[5]) + (lane[6] + lane[7]));
+}
+
+/* moments: of each group of a row, the sum of |w|, the least w and the greatest w.  The sum is finite
+ * if and only if all w are; otherwise the other two may be anything. */
+typedef struct {
+    const float *w;  /* (groups.k) */
+    double *moments; /* (groups.count, 3) */
+    bn_groups groups;
+} bn_moments_args;
+typedef void bn_moments_fn(const bn_moments_args *a);
+
+/* How one plane treats a group of weights that share a scale:
+ *     t = (w f > low) - (w f < -low) + (w f > high),    code = t + 1,    w ~ scale t,
+ * with 0 <= low <= high, both finite or not; high is infinity with three levels. */
+typedef struct {
+    float factor, low, high, scale;
+} bn_step;
+
+/* assign: codes of a row of finite weights as canonical bytes, and what they do not cover. */
+typedef struct {
+    const float *w;       /* (groups.k) */
+    const bn_step *steps; /* (groups.count) */
+    uint8_t *packed;      /* (ceil(k / 4)), or NULL */
+    float *rest;          /* (groups.k) w - scale t; NULL, or w itself */
+    bn_groups groups;     /* of a multiple of 4 inputs, unless there is one group */
+} bn_assign_args;
+typedef void bn_assign_fn(const bn_assign_args *a);
+
+/* decode: out = (code - zero_point) * scale, or is increased by that. */
+typedef struct {
+    const uint8_t *packed;    /* (ceil(k / 4)) canonical bytes of a row */
+    const float *scale;       /* (groups.count) */
+    const float *zero_point;  /* (groups.count) */
+    float *out;               /* (groups.k) */
+    bn_groups groups;         /* as in assign */
+    int add;
+} bn_decode_args;
+typedef void bn_decode_fn(const bn_decode_args *a);
+
+/* compare: sums of (w - decoded)^2 and of w^2 of a row, and how many of decoded are 0. */
+typedef struct {
+    const float *w, *decoded; /* (count) */
+    size_t count;             /* below 2^32 */
+    double error, signal;     /* out */
+    size_t zeros;             /* out */
+} bn_compare_args;
+typedef void bn_compare_fn(bn_compare_args *a);
+
 #define BN_KERNEL(op, format, isa) bn_##op##_fn bn_##op##_##format##_##isa;
 #include "kernels.inc"
 #undef BN_KERNEL

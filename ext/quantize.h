@@ -2,24 +2,18 @@
  *
  * Each function reads rows first .. last - 1 of a matrix and writes the results of these rows only, so
  * that threads can share the work and the result does not depend on how.  They return 0, or -1 when
- * memory is short.  reference.py defines what each computes. */
+ * memory is short.  reference.py defines what each computes,
+ * kernel.h in which order sums are taken. */
 #ifndef BN_QUANTIZE_H
 #define BN_QUANTIZE_H
 
 #include "weight.h"
 
-/* How one plane treats a group of weights that share a scale:
- *     t = (w f > low) - (w f < -low) + (w f > high),    code = t + 1,    w ~ scale t.
- * high is infinity with three levels. */
-typedef struct {
-    float factor, low, high, scale;
-} bn_step;
-
 /* The planes chosen so far: step[p][row][group], with one row for all outputs or n rows. */
 typedef struct {
     const bn_step *steps; /* (planes, rows, ceil(k / block_size)) */
     size_t planes, rows;
-    size_t block_size;    /* 0 means all of k */
+    size_t block_size;    /* a multiple of 4; 0 means all of k */
 } bn_grid;
 
 /* Sum of |r|, least and greatest r of each group of a row, where r is what the planes leave of w. */
@@ -45,27 +39,18 @@ int bn_histogram(const bn_weight *w, const bn_grid *grid, size_t first, size_t l
 int bn_histogram_low(const bn_weight *w, const bn_grid *grid, const int32_t *slot /* (BN_BINS) */,
                      size_t first, size_t last, uint64_t *count /* (slots, BN_BINS) */);
 
-/* Writes the codes of all planes as canonical bytes. */
-int bn_assign(const bn_weight *w, const bn_grid *grid, size_t first, size_t last,
-              uint8_t *packed /* (planes, n, ceil(k / 4)) */);
-
-/* q = clamp(rint(w factor)) to `bits` bits, written as planes of the base-4 digits of
- * q + 2^(bits - 1), highest first. */
-int bn_assign_integer(const bn_weight *w, const float *factor /* (rows, groups) */, size_t rows,
-                      size_t block_size, int bits, size_t first, size_t last,
-                      uint8_t *packed /* (bits / 2, n, ceil(k / 4)) */);
-
 /* W = sum over planes of scale (code - zero_point). */
 typedef struct {
     const uint8_t *weight;    /* (planes, n, ceil(k / 4)) */
     const float *scale;       /* (planes, rows, groups) */
     const float *zero_point;  /* the same shape */
     size_t n, k, planes, rows;
-    size_t block_size;
+    size_t block_size;        /* as in bn_grid */
+    uint32_t isas;            /* as in bn_weight */
 } bn_packed;
 
-int bn_dequantize(const bn_packed *packed, size_t first, size_t last,
-                  float *out /* (last - first, k) */);
+void bn_dequantize(const bn_packed *packed, size_t first, size_t last,
+                   float *out /* (last - first, k) */);
 
 /* How decoded rows differ from w. */
 typedef struct {
@@ -74,7 +59,17 @@ typedef struct {
     int different;        /* whether some value differs from w even when rounded to the type of w */
 } bn_difference;
 
-int bn_compare(const bn_weight *w, const bn_packed *packed, size_t first, size_t last,
-               bn_difference *difference);
+/* Writes the codes of all planes as canonical bytes to `weight`, and decodes each row while it is near:
+ * `packed` is what the planes will be read as, weight among it. */
+int bn_assign(const bn_weight *w, const bn_grid *grid, size_t first, size_t last,
+              uint8_t *weight /* (planes, n, ceil(k / 4)) */, const bn_packed *packed,
+              bn_difference *difference);
+
+/* The same for q = clamp(rint(w factor)) to `bits` bits, written as planes of the base-4 digits of
+ * q + 2^(bits - 1), highest first. */
+int bn_assign_integer(const bn_weight *w, const float *factor /* (rows, groups) */, size_t rows,
+                      int bits, size_t first, size_t last,
+                      uint8_t *weight /* (bits / 2, n, ceil(k / 4)) */, const bn_packed *packed,
+                      bn_difference *difference);
 
 #endif

@@ -4,10 +4,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "dispatch.h"
 #include "half.h"
 #include "layout.h"
 
-enum { CACHE_LINE = 64 };
+enum {
+    /* Rows of a transposed matrix that are loaded together.  They are read 256 bytes at a time, which is
+     * twice as fast as by cache lines. */
+    PANEL = 64,
+    TILE = 32 /* inputs that are transposed together */
+};
 
 static size_t item_size(bn_weight_type type)
 {
@@ -21,74 +27,79 @@ static uint16_t load_u16(const char *p)
     return value;
 }
 
-static float load_f32(const char *p)
+static float load(bn_weight_type type, const char *p)
 {
     float value;
+    if (type == BN_WEIGHT_FLOAT16)
+        return bn_half_to_float(load_u16(p));
+    if (type == BN_WEIGHT_BFLOAT16)
+        return bn_bfloat16_to_float(load_u16(p));
     memcpy(&value, p, sizeof value);
     return value;
 }
 
-/* Converts `count` elements that lie `stride` bytes apart.  The dense case is spelled out so that the
- * compiler vectorizes it. */
-static void convert(bn_weight_type type, const char *src, ptrdiff_t stride, size_t count, float *dst)
+static int is_aligned(const char *p, size_t size)
 {
+    return (uintptr_t)p % size == 0;
+}
+
+/* Converts `count` elements that lie `stride` bytes apart. */
+static void convert(const bn_rows *rows, const char *src, ptrdiff_t stride, size_t count, float *dst)
+{
+    const bn_weight_type type = rows->w->type;
     const int dense = stride == (ptrdiff_t)item_size(type);
-    if (type == BN_WEIGHT_FLOAT32) {
-        if (dense) {
-            memcpy(dst, src, count * sizeof(float));
-            return;
-        }
+    if (dense && type == BN_WEIGHT_FLOAT32)
+        memcpy(dst, src, count * sizeof *dst);
+    else if (dense && type == BN_WEIGHT_BFLOAT16)
         for (size_t i = 0; i < count; i++)
-            dst[i] = load_f32(src + (ptrdiff_t)i * stride);
-    } else if (type == BN_WEIGHT_FLOAT16) {
-        if (dense)
-            for (size_t i = 0; i < count; i++)
-                dst[i] = bn_half_to_float(load_u16(src + 2 * i));
-        else
-            for (size_t i = 0; i < count; i++)
-                dst[i] = bn_half_to_float(load_u16(src + (ptrdiff_t)i * stride));
-    } else {
-        if (dense)
-            for (size_t i = 0; i < count; i++)
-                dst[i] = bn_bfloat16_to_float(load_u16(src + 2 * i));
-        else
-            for (size_t i = 0; i < count; i++)
-                dst[i] = bn_bfloat16_to_float(load_u16(src + (ptrdiff_t)i * stride));
-    }
+            dst[i] = bn_bfloat16_to_float(load_u16(src + 2 * i));
+    else if (dense && is_aligned(src, sizeof(uint16_t)))
+        rows->widen(&(bn_widen_args){(const uint16_t *)(const void *)src, dst, count});
+    else
+        for (size_t i = 0; i < count; i++)
+            dst[i] = load(type, src + (ptrdiff_t)i * stride);
 }
 
 int bn_rows_open(bn_rows *rows, const bn_weight *w, size_t first, size_t last)
 {
     const size_t size = item_size(w->type);
-    /* Rows that lie whole in memory are read one by one.  In a transposed matrix each cache line holds
-     * the same input of neighbouring outputs: as many rows are loaded as there are in a line. */
+    const int whole = w->col_stride == (ptrdiff_t)size; /* rows lie whole in memory */
+    const int direct = whole && w->type == BN_WEIGHT_FLOAT32 && is_aligned(w->data, sizeof(float)) &&
+                       w->row_stride % (ptrdiff_t)sizeof(float) == 0;
     rows->w = w;
-    rows->panel = w->col_stride == (ptrdiff_t)size ? 1 : CACHE_LINE / size;
+    rows->widen = (bn_widen_fn *)bn_find("widen", "f16", w->isas)->fn;
+    rows->transpose = (bn_transpose_fn *)bn_find("transpose", "f32", w->isas)->fn;
+    rows->panel = whole ? 1 : PANEL;
     rows->stride = bn_round_up(w->k, 16) + 16; /* no power of two, which would crowd few cache sets */
     rows->loaded = first;
     rows->last = last;
-    rows->buffer = malloc(rows->panel * rows->stride * sizeof(float));
-    return rows->buffer == NULL ? -1 : 0;
+    rows->buffer = direct ? NULL : malloc(rows->panel * rows->stride * sizeof(float));
+    return rows->buffer == NULL && !direct ? -1 : 0;
 }
 
-/* Loads `count` rows from `row` on, input by input. */
+/* Loads `count` rows from `row` on, some inputs at a time. */
 static void load_panel(bn_rows *rows, size_t row, size_t count)
 {
     const bn_weight *w = rows->w;
     const char *src = w->data + (ptrdiff_t)row * w->row_stride;
-    float line[CACHE_LINE / sizeof(uint16_t)];
-    for (size_t col = 0; col < w->k; col++) {
-        convert(w->type, src + (ptrdiff_t)col * w->col_stride, w->row_stride, count, line);
-        for (size_t i = 0; i < count; i++)
-            rows->buffer[i * rows->stride + col] = line[i];
+    float tile[TILE][PANEL];
+    for (size_t col = 0; col < w->k; col += TILE) {
+        const size_t cols = w->k - col < TILE ? w->k - col : TILE;
+        for (size_t i = 0; i < cols; i++)
+            convert(rows, src + (ptrdiff_t)(col + i) * w->col_stride, w->row_stride, count, tile[i]);
+        rows->transpose(
+            &(bn_transpose_args){tile[0], rows->buffer + col, PANEL, rows->stride, cols, count});
     }
 }
 
-float *bn_rows_next(bn_rows *rows, size_t row)
+const float *bn_rows_next(bn_rows *rows, size_t row)
 {
     const bn_weight *w = rows->w;
+    const char *src = w->data + (ptrdiff_t)row * w->row_stride;
+    if (rows->buffer == NULL)
+        return (const float *)(const void *)src;
     if (rows->panel == 1) {
-        convert(w->type, w->data + (ptrdiff_t)row * w->row_stride, w->col_stride, w->k, rows->buffer);
+        convert(rows, src, w->col_stride, w->k, rows->buffer);
         return rows->buffer;
     }
     const size_t at = (row - rows->loaded) % rows->panel;
@@ -146,16 +157,16 @@ int bn_weight_nonfinite(const bn_weight *w, size_t first, size_t last, size_t *c
 /* Returns s if all weights are -s, 0 or s, and -1 otherwise. */
 static float common_magnitude(const float *x, size_t count)
 {
-    uint32_t most = 0, other = 0;
+    int32_t most = 0, other = 0; /* signed, which more instruction sets compare */
     for (size_t i = 0; i < count; i++) {
-        const uint32_t magnitude = bn_float_bits(x[i]) & 0x7fffffffu;
+        const int32_t magnitude = (int32_t)(bn_float_bits(x[i]) & 0x7fffffffu);
         most = magnitude > most ? magnitude : most;
     }
     for (size_t i = 0; i < count; i++) {
-        const uint32_t magnitude = bn_float_bits(x[i]) & 0x7fffffffu;
+        const int32_t magnitude = (int32_t)(bn_float_bits(x[i]) & 0x7fffffffu);
         other |= (magnitude != 0) & (magnitude != most);
     }
-    return other || most >= 0x7f800000u ? -1.0f : bn_float_from_bits(most);
+    return other || most >= 0x7f800000 ? -1.0f : bn_float_from_bits((uint32_t)most);
 }
 
 int bn_weight_magnitudes(const bn_weight *w, size_t first, size_t last, float *magnitude,

@@ -8,6 +8,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kernel.h"
+
 typedef enum { BN_WEIGHT_FLOAT32, BN_WEIGHT_FLOAT16, BN_WEIGHT_BFLOAT16 } bn_weight_type;
 
 typedef struct {
@@ -16,12 +18,15 @@ typedef struct {
     ptrdiff_t col_stride;  /* bytes from one input to the next */
     size_t n, k;           /* outputs, inputs */
     bn_weight_type type;
+    uint32_t isas;         /* instruction sets that may be used, scalar among them */
 } bn_weight;
 
 /* A cursor over rows first .. last - 1. */
 typedef struct {
     const bn_weight *w;
-    float *buffer;         /* (panel, stride) rows loaded together */
+    bn_widen_fn *widen;
+    bn_transpose_fn *transpose;
+    float *buffer;         /* (panel, stride) rows loaded together; NULL: rows are read where they are */
     size_t stride;
     size_t panel;
     size_t loaded, last;   /* the buffer holds rows from `loaded` on; rows of the cursor end at `last` */
@@ -30,9 +35,9 @@ typedef struct {
 /* Returns 0, or -1 when memory is short. */
 int bn_rows_open(bn_rows *rows, const bn_weight *w, size_t first, size_t last);
 
-/* The k values of a row.  Ask for the rows of the cursor in order, each once; the caller may change
- * the values, which are valid until the next call. */
-float *bn_rows_next(bn_rows *rows, size_t row);
+/* The k values of a row, valid until the next call.  Ask for the rows of the cursor in order, each
+ * once. */
+const float *bn_rows_next(bn_rows *rows, size_t row);
 
 void bn_rows_close(bn_rows *rows);
 

@@ -103,6 +103,40 @@ cdef extern from "kernel.h" nogil:
         float *y
         size_t rows, k, block
     ctypedef void bn_hadamard_fn(const bn_hadamard_args *)
+    ctypedef struct bn_transpose_args:
+        const float *x
+        float *y
+        size_t x_stride, y_stride, rows, cols
+    ctypedef void bn_transpose_fn(const bn_transpose_args *)
+    ctypedef struct bn_moments_args:
+        const float *w
+        double *moments
+        bn_groups groups
+    ctypedef void bn_moments_fn(const bn_moments_args *)
+    ctypedef struct bn_step:
+        float factor, low, high, scale
+    ctypedef struct bn_assign_args:
+        const float *w
+        const bn_step *steps
+        uint8_t *packed
+        float *rest
+        bn_groups groups
+    ctypedef void bn_assign_fn(const bn_assign_args *)
+    ctypedef struct bn_decode_args:
+        const uint8_t *packed
+        const float *scale
+        const float *zero_point
+        float *out
+        bn_groups groups
+        int add
+    ctypedef void bn_decode_fn(const bn_decode_args *)
+    ctypedef struct bn_compare_args:
+        const float *w
+        const float *decoded
+        size_t count
+        double error, signal
+        size_t zeros
+    ctypedef void bn_compare_fn(bn_compare_args *)
 
 cdef extern from "matmul.h" nogil:
     ctypedef struct bn_matmul:

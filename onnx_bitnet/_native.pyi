@@ -33,6 +33,22 @@ def scale(
 def widen(x: Array, y: Array, *, isa: str) -> None: ...
 def narrow(x: Array, y: Array, *, isa: str) -> None: ...
 def hadamard(x: Array, signs: Array, y: Array, *, block_size: int, isa: str) -> None: ...
+def transpose(x: Array, y: Array, *, isa: str) -> None: ...
+def row_moments(w: Array, out: Array, *, block_size: int = 0, isa: str) -> None: ...
+def row_assign(
+    w: Array, steps: Array, packed: Array | None, rest: Array | None, *, block_size: int = 0, isa: str
+) -> None: ...
+def row_decode(
+    packed: Array,
+    scale: Array,
+    zero_point: Array,
+    out: Array,
+    *,
+    block_size: int = 0,
+    add: bool = False,
+    isa: str,
+) -> None: ...
+def row_compare(w: Array, decoded: Array, *, isa: str) -> tuple[float, float, int]: ...
 
 class MatMul:
     n: int
@@ -80,10 +96,27 @@ def least_squares(
 ) -> None: ...
 def histogram(weight: Array, steps: Array, first: int, last: int) -> tuple[Array, Array]: ...
 def histogram_low(weight: Array, steps: Array, slot: Array, first: int, last: int) -> Array: ...
-def assign(weight: Array, steps: Array, block_size: int, packed: Array, first: int, last: int) -> None: ...
+def assign(
+    weight: Array,
+    steps: Array,
+    block_size: int,
+    packed: Array,
+    scale: Array,
+    zero_point: Array,
+    first: int,
+    last: int,
+) -> tuple[float, float, bool, int]: ...
 def assign_integer(
-    weight: Array, factor: Array, block_size: int, bits: int, packed: Array, first: int, last: int
-) -> None: ...
+    weight: Array,
+    factor: Array,
+    block_size: int,
+    bits: int,
+    packed: Array,
+    scale: Array,
+    zero_point: Array,
+    first: int,
+    last: int,
+) -> tuple[float, float, bool, int]: ...
 def dequantize(
     packed: Array,
     scale: Array,
@@ -94,6 +127,3 @@ def dequantize(
     first: int,
     last: int,
 ) -> None: ...
-def compare(
-    weight: Array, packed: Array, scale: Array, zero_point: Array, block_size: int, first: int, last: int
-) -> tuple[float, float, bool, int]: ...

@@ -4,6 +4,8 @@
 No algorithm lives here. ext/README.md tells how the C side is laid out.
 """
 
+import functools
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -61,6 +63,12 @@ def find(op, format, isa=None):
 
 
 cdef uint32_t _allowed(isa) except? 0:
+    return _up_to(isa, os.environ.get("ONNX_BITNET_ISA") if isa is None else None)
+
+
+@functools.cache
+def _up_to(isa, environment):
+    """Ask once per argument: looking for instruction sets takes long on virtual machines."""
     cdef uint32_t allowed = 0
     cdef const char *reason
     cdef bytes name
@@ -386,6 +394,119 @@ def hadamard(const float[:, ::1] x, const float[::1] signs, float[:, ::1] y, *, 
         fn(&args)
 
 
+def transpose(const float[:, ::1] x, float[:, ::1] y, *, isa):
+    """Run the kernel `transpose f32` of one instruction set: x (rows, columns) to y (columns, rows)."""
+    _require(x.size > 0 and (x.shape[0], x.shape[1]) == (y.shape[1], y.shape[0]), "y must be x transposed")
+    cdef bn_transpose_fn *fn = <bn_transpose_fn *>_kernel("transpose", "f32", isa)
+    cdef bn_transpose_args args
+    args.x, args.y, args.x_stride, args.y_stride = &x[0, 0], &y[0, 0], x.shape[1], y.shape[1]
+    args.rows, args.cols = x.shape[0], x.shape[1]
+    with nogil:
+        fn(&args)
+
+
+def row_moments(const float[::1] w, double[:, ::1] out, *, size_t block_size=0, isa):
+    """Run the kernel `moments f32` of one instruction set on one row: w (K,) to out (groups, 3)."""
+    cdef bn_moments_args args
+    args.groups = _row_groups(w.shape[0], block_size)
+    _require((out.shape[0], out.shape[1]) == (args.groups.count, 3), "out must be (groups, 3)")
+    cdef bn_moments_fn *fn = <bn_moments_fn *>_kernel("moments", "f32", isa)
+    args.w, args.moments = &w[0], &out[0, 0]
+    with nogil:
+        fn(&args)
+
+
+def row_assign(
+    const float[::1] w,
+    const float[:, ::1] steps,
+    uint8_t[::1] packed,
+    float[::1] rest,
+    *,
+    size_t block_size=0,
+    isa,
+):
+    """Run the kernel `assign i2s` of one instruction set on one row.
+
+    Args:
+        w: (K,).
+        steps: (groups, 4), see ext/kernel.h.
+        packed: out (ceil(K / 4),), or None.
+        rest: out (K,), or None; may be w.
+        block_size: inputs that share a step, a multiple of 4; 0 means all of K.
+        isa: name of the kernel's instruction set.
+    """
+    cdef bn_assign_args args
+    args.groups = _row_groups(w.shape[0], block_size)
+    _require((steps.shape[0], steps.shape[1]) == (args.groups.count, 4), "steps must be (groups, 4)")
+    cdef bn_assign_fn *fn = <bn_assign_fn *>_kernel("assign", "i2s", isa)
+    args.w, args.steps, args.packed, args.rest = &w[0], <const bn_step *>&steps[0, 0], NULL, NULL
+    if packed is not None:
+        _require(packed.shape[0] == bn_row_bytes(w.shape[0]), "packed must be (ceil(K / 4),)")
+        args.packed = &packed[0]
+    if rest is not None:
+        _require(rest.shape[0] == w.shape[0], "rest must be (K,)")
+        args.rest = &rest[0]
+    with nogil:
+        fn(&args)
+
+
+def row_decode(
+    const uint8_t[::1] packed,
+    const float[::1] scale,
+    const float[::1] zero_point,
+    float[::1] out,
+    *,
+    size_t block_size=0,
+    bint add=False,
+    isa,
+):
+    """Run the kernel `decode i2s` of one instruction set on one row.
+
+    Args:
+        packed: (ceil(K / 4),).
+        scale: (groups,).
+        zero_point: (groups,).
+        out: (K,), out or, with `add`, in and out.
+        block_size: as in `row_assign`.
+        add: add to out.
+        isa: name of the kernel's instruction set.
+    """
+    cdef bn_decode_args args
+    args.groups = _row_groups(out.shape[0], block_size)
+    _require(packed.shape[0] == bn_row_bytes(out.shape[0]), "packed must be (ceil(K / 4),)")
+    _require({scale.shape[0], zero_point.shape[0]} == {args.groups.count}, "scale must be (groups,)")
+    cdef bn_decode_fn *fn = <bn_decode_fn *>_kernel("decode", "i2s", isa)
+    args.packed, args.scale, args.zero_point = &packed[0], &scale[0], &zero_point[0]
+    args.out, args.add = &out[0], add
+    with nogil:
+        fn(&args)
+
+
+def row_compare(const float[::1] w, const float[::1] decoded, *, isa):
+    """Run the kernel `compare f32` of one instruction set on one row.
+
+    Returns:
+        sum of (w - decoded)^2, sum of w^2, how many of decoded are 0.
+    """
+    _require(w.shape[0] == decoded.shape[0] and w.shape[0] > 0, "w and decoded must be (K,)")
+    cdef bn_compare_fn *fn = <bn_compare_fn *>_kernel("compare", "f32", isa)
+    cdef bn_compare_args args
+    args.w, args.decoded, args.count = &w[0], &decoded[0], w.shape[0]
+    with nogil:
+        fn(&args)
+    return args.error, args.signal, args.zeros
+
+
+cdef bn_groups _row_groups(size_t k, size_t block_size) except *:
+    _require(k > 0, "rows must not be empty")
+    _require_fours(block_size)
+    return bn_make_groups(k, block_size)
+
+
+def _require_fours(block_size):
+    _require(block_size % 4 == 0, f"block_size is {block_size}, expected a multiple of 4")
+
+
 # ---- a whole layer -----------------------------------------------------------------------------------------
 
 cdef class MatMul:
@@ -544,13 +665,12 @@ cdef extern from "weight.h" nogil:
         Py_ssize_t row_stride, col_stride
         size_t n, k
         bn_weight_type type
+        uint32_t isas
     int bn_weight_nonfinite(const bn_weight *w, size_t first, size_t last, size_t *count, size_t *where)
     int bn_weight_magnitudes(const bn_weight *w, size_t first, size_t last, float *magnitude, int *ternary)
 
 cdef extern from "quantize.h" nogil:
     int BN_BINS
-    ctypedef struct bn_step:
-        float factor, low, high, scale
     ctypedef struct bn_grid:
         const bn_step *steps
         size_t planes, rows, block_size
@@ -559,6 +679,7 @@ cdef extern from "quantize.h" nogil:
         const float *scale
         const float *zero_point
         size_t n, k, planes, rows, block_size
+        uint32_t isas
     ctypedef struct bn_difference:
         double error, signal
         size_t zeros
@@ -579,21 +700,27 @@ cdef extern from "quantize.h" nogil:
         size_t last,
         uint64_t *count,
     )
-    int bn_assign(const bn_weight *w, const bn_grid *grid, size_t first, size_t last, uint8_t *packed)
+    int bn_assign(
+        const bn_weight *w,
+        const bn_grid *grid,
+        size_t first,
+        size_t last,
+        uint8_t *weight,
+        const bn_packed *packed,
+        bn_difference *difference,
+    )
     int bn_assign_integer(
         const bn_weight *w,
         const float *factor,
         size_t rows,
-        size_t block_size,
         int bits,
         size_t first,
         size_t last,
-        uint8_t *packed,
+        uint8_t *weight,
+        const bn_packed *packed,
+        bn_difference *difference,
     )
-    int bn_dequantize(const bn_packed *packed, size_t first, size_t last, float *out)
-    int bn_compare(
-        const bn_weight *w, const bn_packed *packed, size_t first, size_t last, bn_difference *difference
-    )
+    void bn_dequantize(const bn_packed *packed, size_t first, size_t last, float *out)
 
 
 cdef int _weight(w, size_t first, size_t last, bn_weight *view) except -1:
@@ -605,6 +732,7 @@ cdef int _weight(w, size_t first, size_t last, bn_weight *view) except -1:
     view.row_stride, view.col_stride = w.strides
     view.n, view.k = w.shape
     view.type = types[w.dtype.name]
+    view.isas = _allowed(None)
     return 0
 
 
@@ -612,6 +740,7 @@ cdef int _grid(
     const float[:, :, :, ::1] steps, size_t block_size, const bn_weight *view, bn_grid *grid
 ) except -1:
     cdef bn_groups groups = bn_make_groups(view.k, block_size)
+    _require_fours(block_size)
     _require(
         steps.shape[1] in (1, view.n) and steps.shape[2] == groups.count and steps.shape[3] == 4,
         f"steps must be (P, {view.n} or 1, {groups.count}, 4)",
@@ -763,19 +892,29 @@ def assign(
     const float[:, :, :, ::1] steps,
     size_t block_size,
     uint8_t[:, :, ::1] packed,
+    const float[:, :, ::1] scale,
+    const float[:, :, ::1] zero_point,
     size_t first,
     size_t last,
 ):
-    """Write the codes that `steps` (P, N or 1, G, 4) give to packed (P, N, ceil(K / 4))."""
+    """Write the codes that `steps` (P, N or 1, G, 4) give to packed (P, N, ceil(K / 4)), and decode them.
+
+    Returns:
+        sum of squared errors, sum of squared weights, whether a value differs in the weight's type, zeros.
+    """
     cdef bn_weight w
     cdef bn_grid grid
+    cdef bn_packed p
+    cdef bn_difference difference
     cdef int failed
     _weight(weight, first, last, &w)
     _grid(steps, block_size, &w, &grid)
+    _packed(packed, scale, zero_point, w.k, block_size, &p)
     _check_packed(packed.shape, steps.shape[0], w.n, w.k)
     with nogil:
-        failed = bn_assign(&w, &grid, first, last, &packed[0, 0, 0])
+        failed = bn_assign(&w, &grid, first, last, &packed[0, 0, 0], &p, &difference)
     _done(failed)
+    return _tell(difference)
 
 
 def assign_integer(
@@ -784,22 +923,32 @@ def assign_integer(
     size_t block_size,
     int bits,
     uint8_t[:, :, ::1] packed,
+    const float[:, :, ::1] scale,
+    const float[:, :, ::1] zero_point,
     size_t first,
     size_t last,
 ):
-    """Write rint(weight * factor) clamped to `bits` bits as bits / 2 planes (P, N, ceil(K / 4))."""
+    """Do as `assign` with rint(weight * factor) clamped to `bits` bits as bits / 2 planes."""
     cdef bn_weight w
+    cdef bn_packed p
+    cdef bn_difference difference
     cdef int failed
     _weight(weight, first, last, &w)
     _require(bits in (4, 8), "bits must be 4 or 8")
     _require(factor.shape[0] in (1, w.n), f"factor must be ({w.n} or 1, G)")
     _require(factor.shape[1] == bn_make_groups(w.k, block_size).count, "factor has another number of groups")
+    _packed(packed, scale, zero_point, w.k, block_size, &p)
     _check_packed(packed.shape, bits // 2, w.n, w.k)
     with nogil:
         failed = bn_assign_integer(
-            &w, &factor[0, 0], factor.shape[0], block_size, bits, first, last, &packed[0, 0, 0]
+            &w, &factor[0, 0], factor.shape[0], bits, first, last, &packed[0, 0, 0], &p, &difference
         )
     _done(failed)
+    return _tell(difference)
+
+
+cdef _tell(bn_difference difference):
+    return difference.error, difference.signal, bool(difference.different), difference.zeros
 
 
 def _check_packed(shape, planes, n, k):
@@ -816,6 +965,7 @@ cdef int _packed(
     bn_packed *packed,
 ) except -1:
     _require(k > 0 and weight.size > 0, "there must be planes, outputs and inputs")
+    _require_fours(block_size)
     _check_packed(weight.shape, weight.shape[0], weight.shape[1], k)
     rows = 1 if scale.shape[1] == 1 else weight.shape[1]
     expected = (weight.shape[0], rows, bn_make_groups(k, block_size).count)
@@ -823,7 +973,7 @@ cdef int _packed(
     _check_scale(zero_point.shape, expected)
     packed.weight, packed.scale, packed.zero_point = &weight[0, 0, 0], &scale[0, 0, 0], &zero_point[0, 0, 0]
     packed.planes, packed.n, packed.rows = weight.shape[0], weight.shape[1], scale.shape[1]
-    packed.k, packed.block_size = k, block_size
+    packed.k, packed.block_size, packed.isas = k, block_size, _allowed(None)
     return 0
 
 
@@ -843,37 +993,8 @@ def dequantize(
 ):
     """Decode outputs first .. last - 1 of packed (P, N, ceil(K / 4)) to out (last - first, K)."""
     cdef bn_packed p
-    cdef int failed
     _packed(packed, scale, zero_point, k, block_size, &p)
     _require(first < last <= p.n, f"rows {first} to {last} are not in a weight of {p.n}")
     _require(out.shape[0] == last - first and out.shape[1] == k, "out must be (last - first, K)")
     with nogil:
-        failed = bn_dequantize(&p, first, last, &out[0, 0])
-    _done(failed)
-
-
-def compare(
-    weight,
-    const uint8_t[:, :, ::1] packed,
-    const float[:, :, ::1] scale,
-    const float[:, :, ::1] zero_point,
-    size_t block_size,
-    size_t first,
-    size_t last,
-):
-    """Decode packed (P, N, ceil(K / 4)) and compare it with the weight it was made from.
-
-    Returns:
-        sum of squared errors, sum of squared weights, whether a value differs in the weight's type, zeros.
-    """
-    cdef bn_weight w
-    cdef bn_packed p
-    cdef bn_difference difference
-    cdef int failed
-    _weight(weight, first, last, &w)
-    _packed(packed, scale, zero_point, w.k, block_size, &p)
-    _require(p.n == w.n, "weight and packed differ in outputs")
-    with nogil:
-        failed = bn_compare(&w, &p, first, last, &difference)
-    _done(failed)
-    return difference.error, difference.signal, bool(difference.different), difference.zeros
+        bn_dequantize(&p, first, last, &out[0, 0])

@@ -32,12 +32,8 @@ class Kernel:
         return f"{self.op}_{self.format}_{self.isa}"
 
 
-def kernels() -> list[Kernel]:
-    """Return every kernel of this build, in the order of ext/kernels.inc.
-
-    Raises:
-        RecipeError: ONNX_BITNET_ISA names an instruction set that does not exist or does not run here.
-    """
+def check_environment() -> None:
+    """Raise RecipeError if ONNX_BITNET_ISA does not name an instruction set that runs here."""
     try:
         _native.allowed_isas()
     except ValueError:
@@ -46,6 +42,15 @@ def kernels() -> list[Kernel]:
         raise RecipeError(
             f"ONNX_BITNET_ISA={asked}: not an instruction set that runs here; use {known}"
         ) from None
+
+
+def kernels() -> list[Kernel]:
+    """Return every kernel of this build, in the order of ext/kernels.inc.
+
+    Raises:
+        RecipeError: ONNX_BITNET_ISA names an instruction set that does not exist or does not run here.
+    """
+    check_environment()
     runs_here = dict(_native.isas())
     return [
         Kernel(op, format, isa, runs_here[isa], chosen=_native.find(op, format) == isa)

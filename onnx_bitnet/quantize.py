@@ -7,7 +7,7 @@ result says how much. The arithmetic is defined in reference.py and done in C; t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from onnx_bitnet import _native, scales
 from onnx_bitnet.errors import ModelError
 from onnx_bitnet.formats import FORMATS, Format
+from onnx_bitnet.kernels import check_environment
 from onnx_bitnet.recipe import Recipe
 
 WEIGHT_TYPES = ("float32", "float16", "bfloat16")
@@ -216,6 +217,7 @@ def check_weight(weight: np.ndarray, name: str = "weight") -> None:
 
     The message begins with `name`.
     """
+    check_environment()
     if weight.ndim != 2:
         raise ModelError(f"{name}: weight of shape {weight.shape} is not a matrix; reshape it to (N, K)")
     if weight.dtype.name not in WEIGHT_TYPES or not weight.dtype.isnative:
@@ -310,11 +312,12 @@ def _exact(exact: Exact) -> tuple[np.ndarray, type[np.floating]]:
 def _pack(
     weight: np.ndarray, spec: LayerSpec, block_size: int, steps: np.ndarray, scale_type: type[np.floating]
 ) -> Quantized:
-    packed = _empty(weight, steps.shape[0])
-    list(scales.over_rows(weight, lambda *rows: _native.assign(weight, steps, block_size, packed, *rows)))
+    def assign(*planes_and_rows: Any) -> tuple[float, float, bool, int]:
+        return _native.assign(weight, steps, block_size, *planes_and_rows)
+
     scale = steps[..., 3].astype(scale_type)
     zero_point = np.ones((steps.shape[0], 1, 1), scale_type)
-    return _finish(weight, spec, block_size, packed, scale, zero_point)
+    return _encode(weight, spec, block_size, scale, zero_point, assign)
 
 
 def _quantize_integer(weight: np.ndarray, spec: LayerSpec, granularity: str) -> Quantized:
@@ -333,38 +336,31 @@ def _quantize_integer(weight: np.ndarray, spec: LayerSpec, granularity: str) -> 
     with np.errstate(divide="ignore", over="ignore"):
         factor = np.float32(1) / s
     factor[~np.isfinite(factor)] = 0
-    packed = _empty(weight, bits // 2)
-    list(
-        scales.over_rows(
-            weight, lambda *rows: _native.assign_integer(weight, factor, block_size, bits, packed, *rows)
-        )
-    )
     zero_point = np.zeros((bits // 2, 1, 1), scale_type)
     zero_point[0] = 2
-    return _finish(weight, spec, block_size, packed, scale, zero_point)
+
+    def assign(*planes_and_rows: Any) -> tuple[float, float, bool, int]:
+        return _native.assign_integer(weight, factor, block_size, bits, *planes_and_rows)
+
+    return _encode(weight, spec, block_size, scale, zero_point, assign)
 
 
-def _empty(weight: np.ndarray, planes: int) -> np.ndarray:
-    """Memory for planes in i2s, which every weight is packed in first."""
-    return np.empty((planes, weight.shape[0], FORMATS["i2s"].row_bytes(weight.shape[1])), np.uint8)
-
-
-def _finish(
+def _encode(
     weight: np.ndarray,
     spec: LayerSpec,
     block_size: int,
-    packed: np.ndarray,
     scale: np.ndarray,
     zero_point: np.ndarray,
+    assign: Callable[..., tuple[float, float, bool, int]],
 ) -> Quantized:
-    """Decode what was packed, compare it with the weight, and bring it into the format that was asked for."""
+    """Pack by `assign(packed, scale, zero_point, first, last)`, which also decodes and compares.
+
+    Every weight is packed as i2s first, then brought into the format that was asked for.
+    """
     n, k = weight.shape
+    packed = np.empty((scale.shape[0], n, FORMATS["i2s"].row_bytes(k)), np.uint8)
     tables = _tables(scale, zero_point, k, block_size)
-
-    def compare(first: int, last: int) -> tuple[float, float, bool, int]:
-        return _native.compare(weight, packed, *tables, block_size, first, last)
-
-    parts = scales.over_rows(weight, compare)
+    parts = scales.over_rows(weight, lambda *rows: assign(packed, *tables, *rows))
     error, signal, different, zeros = (sum(values) for values in zip(*parts, strict=True))
     if not np.isfinite(error):
         raise ModelError(

@@ -34,7 +34,7 @@ def over_rows(
     step = -(-_CHUNK // k)
     if max_chunks is not None:
         step = max(step, -(-n // max_chunks))
-    step = -(-step // 32) * 32  # rows that share cache lines in a transposed matrix stay together
+    step = -(-step // 64) * 64  # rows of a transposed matrix that are read together: PANEL in ext/weight.c
     if step >= n:
         yield work(0, n)
         return

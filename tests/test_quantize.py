@@ -220,6 +220,38 @@ def test_threads_do_not_change_the_result(monkeypatch, spec, transposed):
     assert np.array_equal(results[0].codes(), codes)
 
 
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        LayerSpec(levels=4, planes=2),
+        LayerSpec(granularity="channel", rounding="twn"),
+        LayerSpec(granularity="block:48", rounding="absmean", planes=3),
+        LayerSpec(granularity="tensor", rounding="absmean", levels=4),
+        LayerSpec(integer_bits=8),
+    ],
+)
+def test_instruction_sets_do_not_change_the_result(monkeypatch, spec, transposed, dtype):
+    weight = normal((70, 149), dtype)
+    weight = np.ascontiguousarray(weight.T).T if transposed else weight
+    results = []
+    for isa in _native.allowed_isas():
+        monkeypatch.setenv("ONNX_BITNET_ISA", isa)
+        results.append(quantize_layer(weight, spec))
+        assert np.array_equal(results[-1].dequantize(), decode(results[-1]))
+    for result in results[1:]:
+        assert np.array_equal(result.weight, results[0].weight)
+        assert np.array_equal(result.scale, results[0].scale)
+        assert (result.sqnr_db, result.zeros) == (results[0].sqnr_db, results[0].zeros)
+
+
+def test_an_unknown_instruction_set_is_an_error(monkeypatch):
+    monkeypatch.setenv("ONNX_BITNET_ISA", "mmx")
+    with pytest.raises(RecipeError, match="ONNX_BITNET_ISA=mmx"):
+        quantize(normal((4, 32)))
+
+
 # ---- lossless
 
 
@@ -492,12 +524,13 @@ def test_the_native_functions_check_their_arguments():
         lambda: _native.moments(weight, steps, 0, np.zeros((3, 1, 3)), 0, 4),
         lambda: _native.products(weight, steps[:0], 0, np.zeros((4, 1, 2)), 0, 4),
         lambda: _native.least_squares(weight, steps, 0, 3, np.zeros((4, 2, 1), np.float32), 0, 4),
+        lambda: _native.moments(weight, steps, 30, np.zeros((4, 2, 3)), 0, 4),
         lambda: _native.histogram_low(weight, steps, np.full(1 << 16, -1, np.int32), 0, 4),
-        lambda: _native.assign(weight, steps, 0, packed[:, :, :7].copy(), 0, 4),
-        lambda: _native.assign_integer(weight, np.ones((1, 1), np.float32), 0, 4, packed, 0, 4),
+        lambda: _native.assign(weight, steps, 0, packed[:, :, :7].copy(), scale, scale, 0, 4),
+        lambda: _native.assign_integer(weight, scale[0], 0, 4, packed, scale, scale, 0, 4),
         lambda: _native.dequantize(packed, scale, scale, 33, 0, np.zeros((4, 33), np.float32), 0, 4),
         lambda: _native.dequantize(packed, scale, scale, 32, 16, np.zeros((4, 32), np.float32), 0, 4),
-        lambda: _native.compare(weight[:3], packed, scale, scale, 0, 0, 3),
+        lambda: _native.assign(weight[:3], steps, 0, packed, scale, scale, 0, 3),
     ):
-        with pytest.raises(ValueError, match=r"weight|rows|magnitude|steps|out|slot|packed|scale"):
+        with pytest.raises(ValueError, match=r"weight|rows|magnitude|steps|out|slot|packed|scale|block_size"):
             call()

@@ -292,3 +292,133 @@ def test_hadamard_of_what_does_not_fit_is_refused(change: dict[str, Any], messag
     }
     with pytest.raises(ValueError, match=message):
         _native.hadamard(**{**case, **change}, isa="scalar")
+
+
+@every("transpose")
+def test_transpose_equals_numpy(kernel: Kernel, guarded: Guarded) -> None:
+    for rows, cols in ((1, 1), (7, 9), (8, 8), (9, 16), (16, 7), (31, 33), (32, 64), (5, 64)):
+        x = guarded(np.arange(rows * cols, dtype=np.float32).reshape(rows, cols))
+        y = guarded(np.zeros((cols, rows), np.float32))
+        _native.transpose(x, y, isa=kernel.isa)
+        assert np.array_equal(y, x.T), (rows, cols)
+
+
+def weight_rows(k: int) -> Iterator[np.ndarray]:
+    """Yield rows of weights that are ordinary, large, tiny, one-sided, signed zeros, or on thresholds."""
+    rng = np.random.default_rng(k)
+    x = rng.normal(size=k).astype(np.float32)
+    yield x
+    yield x * np.float32(6e37)
+    yield x * np.float32(1e-42)
+    yield np.abs(x)
+    yield -np.abs(x)
+    yield rng.choice([0.0, -0.0], k).astype(np.float32)
+    yield rng.choice([0.0, 0.5, -0.5, 1.5, -1.5], k).astype(np.float32)
+
+
+def lanes(terms: np.ndarray) -> np.float64:
+    """Sum float64 terms in the order of ext/kernel.h."""
+    lane = np.zeros(8)
+    for start in range(0, terms.size, 8):
+        part = terms[start : start + 8]
+        lane[: part.size] += part
+    return ((lane[0] + lane[1]) + (lane[2] + lane[3])) + ((lane[4] + lane[5]) + (lane[6] + lane[7]))
+
+
+WEIGHT_EDGES = [*range(1, 36), 63, 64, 65, 127, 128, 129, 1031]
+
+
+@every("moments")
+def test_moments_are_sums_in_lanes_and_extremes(kernel: Kernel, guarded: Guarded) -> None:
+    for k in WEIGHT_EDGES:
+        for w in weight_rows(k):
+            for block_size in (0, 16, 20, 64):
+                groups = blocks(w, block_size)
+                out = guarded(np.zeros((len(groups), 3)))
+                _native.row_moments(guarded(w), out, block_size=block_size, isa=kernel.isa)
+                expected = [[lanes(np.abs(g, dtype=np.float64)), g.min(), g.max()] for g in groups]
+                assert np.array_equal(out, expected), (k, block_size)
+
+
+@every("moments")
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_moments_of_what_is_not_finite_are_not_finite(kernel: Kernel, guarded: Guarded, bad: float) -> None:
+    for k, at in ((1, 0), (8, 3), (13, 12), (40, 17)):
+        w = np.ones(k, np.float32)
+        w[at] = bad
+        out = guarded(np.zeros((1, 3)))
+        _native.row_moments(guarded(w), out, isa=kernel.isa)
+        assert not np.isfinite(out[0, 0])
+
+
+STEPS = np.float32(
+    [
+        [1, 0.5, np.inf, 0.9],
+        [-1, 0.5, 1.5, -1.1],
+        [2, 1, 3, 0.5],
+        [0, 0, np.inf, 0],
+        [1e5, 0.5, 1.5, 1e-5],
+        [1, np.inf, np.inf, 3e38],
+    ]
+)
+
+
+@every("assign")
+def test_assign_equals_reference(kernel: Kernel, guarded: Guarded) -> None:
+    for k in WEIGHT_EDGES:
+        for w in weight_rows(k):
+            for block_size in (0, 16, 20, 64):
+                check_assign(kernel, guarded, w, block_size)
+
+
+def check_assign(kernel: Kernel, guarded: Guarded, w: np.ndarray, block_size: int) -> None:
+    groups = blocks(w, block_size)
+    steps = guarded(np.resize(np.roll(STEPS, w.size, axis=0), (len(groups), 4)))
+    with np.errstate(over="ignore"):
+        ts = [reference.assign(group, *step) for group, step in zip(groups, steps, strict=True)]
+        left = np.concatenate([g - step[3] * t for g, step, t in zip(groups, steps, ts, strict=True)])
+    expected = reference.pack_i2s(np.concatenate(ts) + 1)
+    for with_packed, with_rest in ((True, False), (False, True), (True, True)):
+        row = guarded(w)
+        packed = guarded(np.zeros_like(expected)) if with_packed else None
+        rest = row if with_rest else None
+        _native.row_assign(row, steps, packed, rest, block_size=block_size, isa=kernel.isa)
+        assert packed is None or np.array_equal(packed, expected), (w.size, block_size)
+        assert np.array_equal(row, left if with_rest else w), (w.size, block_size)
+
+
+@every("decode")
+@pytest.mark.parametrize("add", [False, True])
+def test_decode_equals_reference(kernel: Kernel, guarded: Guarded, add: bool) -> None:
+    rng = np.random.default_rng(0)
+    for k in WEIGHT_EDGES:
+        for block_size in (0, 16, 20, 64):
+            groups = len(reference.group_starts(k, block_size))
+            codes = rng.integers(0, 4, (1, 1, k), np.uint8)
+            scale, zero_point = rng.normal(size=(2, 1, 1, groups)).astype(np.float32)
+            packed = reference.pack_i2s(codes)
+            start = rng.normal(size=k).astype(np.float32)
+            out = guarded(start)
+            _native.row_decode(
+                guarded(packed[0, 0]),
+                guarded(scale[0, 0]),
+                guarded(zero_point[0, 0]),
+                out,
+                block_size=block_size,
+                add=add,
+                isa=kernel.isa,
+            )
+            expected = reference.dequantize(packed, scale, zero_point, k, block_size)[0]
+            assert np.array_equal(out, start + expected if add else expected), (k, block_size)
+
+
+@every("compare")
+def test_compare_sums_in_lanes(kernel: Kernel, guarded: Guarded) -> None:
+    for k in WEIGHT_EDGES:
+        for w in weight_rows(k):
+            decoded = np.round(w)
+            error, signal, zeros = _native.row_compare(guarded(w), guarded(decoded), isa=kernel.isa)
+            wide = w.astype(np.float64)
+            assert error == lanes((wide - decoded) ** 2), k
+            assert signal == lanes(wide**2), k
+            assert zeros == np.count_nonzero(decoded == 0), k
