@@ -6,7 +6,7 @@
 
 Each point is a layer with some number of rows M. Its x is operations per byte of weights: 2 M by the bytes of
 one weight. Its y is operations per second. Lines that rise are read bandwidths, flat ones peaks of byte dot
-products. Of points and limits that occur in several files the best counts. There is one panel for each kind of
+products. Of points and limits that are in several files the best counts. There is one panel for each kind of
 result and number of threads. Writes .svg and .png; needs matplotlib (pip install '.[report]').
 """
 
