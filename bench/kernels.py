@@ -158,6 +158,24 @@ def halves(kernel: bn.Kernel, count: int) -> Case:
     return Case(f"{count} values", 1, count, nbytes, nbytes, 0, call, check)
 
 
+def transform(kernel: bn.Kernel, k: int, block_size: int) -> Case:
+    """Make a case for hadamard: one row."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(1, k)).astype(np.float32)
+    signs = rng.choice([-1, 1], k).astype(np.float32)
+    y = np.zeros_like(x)
+
+    def call() -> None:
+        _native.hadamard(x, signs, y, block_size=block_size, isa=kernel.isa)
+
+    def check() -> bool:
+        call()
+        return np.array_equal(y, reference.block_hadamard(x, signs, block_size))
+
+    nbytes = x.nbytes + y.nbytes
+    return Case(f"K {k}, blocks of {block_size}", 1, k, nbytes, nbytes, 0, call, check)
+
+
 def cases(kernel: bn.Kernel, shapes: list[tuple[int, int]], rows: list[int], cold: int) -> Iterator[Case]:
     """Yield what to time of a kernel; nothing for an op or format that this program does not know."""
     longest = max(k for _, k in shapes)
@@ -173,6 +191,8 @@ def cases(kernel: bn.Kernel, shapes: list[tuple[int, int]], rows: list[int], col
                     yield quantization(kernel, k, bits)
         case "scale", "i32":
             yield from (scaling(kernel, groups) for groups in (1, 20))
+        case "hadamard", "f32":
+            yield from (transform(kernel, -(-k // 128) * 128, 128) for k in lengths)
         case (("widen" | "narrow"), "f16"):
             yield from (halves(kernel, k) for k in lengths)
 
@@ -184,6 +204,7 @@ def overhead(kernel: bn.Kernel, seconds: float) -> float:
         "dotf": lambda: products(kernel, SUPER, 16, 1, enough=0),
         "actq": lambda: quantization(kernel, 16, 8),
         "scale": lambda: scaling(kernel, 1, 1),
+        "hadamard": lambda: transform(kernel, 16, 16),
         "widen": lambda: halves(kernel, 1),
         "narrow": lambda: halves(kernel, 1),
     }
