@@ -6,7 +6,7 @@ Each result is first compared with the NumPy oracle. Then the table has, for one
 median time, Gweights/s (weights times rows), GB/s of packed weights (for `dot` and `dotf`) or of what is read
 and written (for the others), the share of the measured read bandwidth of the memory that holds them, TOPS,
 and the share of the peak of the kernel's own instruction set. What calling a kernel from Python costs is
-measured and subtracted. `--cold` takes other weights in each call, 1 GiB in all, so that they come from DRAM.
+measured and subtracted, but never more than half. `--cold` takes other weights in each call, 1 GiB in all, so that they come from DRAM.
 
 To time whole layers rather than super-panels, one call gets many super-panels as one long row of inputs; a
 small layer is repeated, with other weights.
@@ -220,7 +220,8 @@ def measure(kernel: bn.Kernel, case: Case, empty: float, limits: dict[str, Any],
     if not case.check():
         raise SystemExit(f"{kernel}, {case.what}, M = {case.m}: the result differs from the oracle")
     times = best_of(case.call, seconds)
-    times = Times(max(times.least - empty, 1e-9), max(times.median - empty, 1e-9), times.runs)
+    least, median = (max(took - empty, took / 2) for took in (times.least, times.median))
+    times = Times(least, median, times.runs)
     tops = case.operations / times.least / 1e12
     peak = limits["tops"].get(kernel.isa) if kernel.op == "dot" else None
     gbps = case.nbytes / times.least / 1e9
