@@ -6,7 +6,8 @@ Each result is first compared with the NumPy oracle. Then the table has, for one
 median time, Gweights/s (weights times rows), GB/s of packed weights (for `dot` and `dotf`) or of what is read
 and written (for the others), the share of the measured read bandwidth of the memory that holds them, TOPS,
 and the share of the peak of the kernel's own instruction set. What calling a kernel from Python costs is
-measured and subtracted, but never more than half. `--cold` takes other weights in each call, 1 GiB in all, so that they come from DRAM.
+measured and subtracted, but never more than half. `--cold` takes other weights in each call, 1 GiB in all, so
+that they come from DRAM.
 
 To time whole layers rather than super-panels, one call gets many super-panels as one long row of inputs; a
 small layer is repeated, with other weights.
