@@ -6,7 +6,8 @@ Each result is first compared with the NumPy oracle. Then the table has, for one
 median time, Gweights/s (weights times rows), GB/s of packed weights (for `dot` and `dotf`) or of what is read
 and written (for the others), the share of the measured read bandwidth of the memory that holds them, TOPS,
 and the share of the peak of the kernel's own instruction set. What calling a kernel from Python costs is
-measured and subtracted. `--cold` takes other weights in each call, 1 GiB in all, so that they come from DRAM.
+measured and subtracted, but never more than half. `--cold` takes other weights in each call, 1 GiB in all, so
+that they come from DRAM.
 
 To time whole layers rather than super-panels, one call gets many super-panels as one long row of inputs; a
 small layer is repeated, with other weights.
@@ -158,6 +159,24 @@ def halves(kernel: bn.Kernel, count: int) -> Case:
     return Case(f"{count} values", 1, count, nbytes, nbytes, 0, call, check)
 
 
+def transform(kernel: bn.Kernel, k: int, block_size: int) -> Case:
+    """Make a case for hadamard: one row."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(1, k)).astype(np.float32)
+    signs = rng.choice([-1, 1], k).astype(np.float32)
+    y = np.zeros_like(x)
+
+    def call() -> None:
+        _native.hadamard(x, signs, y, block_size=block_size, isa=kernel.isa)
+
+    def check() -> bool:
+        call()
+        return np.array_equal(y, reference.block_hadamard(x, signs, block_size))
+
+    nbytes = x.nbytes + y.nbytes
+    return Case(f"K {k}, blocks of {block_size}", 1, k, nbytes, nbytes, 0, call, check)
+
+
 def cases(kernel: bn.Kernel, shapes: list[tuple[int, int]], rows: list[int], cold: int) -> Iterator[Case]:
     """Yield what to time of a kernel; nothing for an op or format that this program does not know."""
     longest = max(k for _, k in shapes)
@@ -173,6 +192,8 @@ def cases(kernel: bn.Kernel, shapes: list[tuple[int, int]], rows: list[int], col
                     yield quantization(kernel, k, bits)
         case "scale", "i32":
             yield from (scaling(kernel, groups) for groups in (1, 20))
+        case "hadamard", "f32":
+            yield from (transform(kernel, -(-k // 128) * 128, 128) for k in lengths)
         case (("widen" | "narrow"), "f16"):
             yield from (halves(kernel, k) for k in lengths)
 
@@ -184,6 +205,7 @@ def overhead(kernel: bn.Kernel, seconds: float) -> float:
         "dotf": lambda: products(kernel, SUPER, 16, 1, enough=0),
         "actq": lambda: quantization(kernel, 16, 8),
         "scale": lambda: scaling(kernel, 1, 1),
+        "hadamard": lambda: transform(kernel, 16, 16),
         "widen": lambda: halves(kernel, 1),
         "narrow": lambda: halves(kernel, 1),
     }
@@ -199,7 +221,8 @@ def measure(kernel: bn.Kernel, case: Case, empty: float, limits: dict[str, Any],
     if not case.check():
         raise SystemExit(f"{kernel}, {case.what}, M = {case.m}: the result differs from the oracle")
     times = best_of(case.call, seconds)
-    times = Times(max(times.least - empty, 1e-9), max(times.median - empty, 1e-9), times.runs)
+    least, median = (max(took - empty, took / 2) for took in (times.least, times.median))
+    times = Times(least, median, times.runs)
     tops = case.operations / times.least / 1e12
     peak = limits["tops"].get(kernel.isa) if kernel.op == "dot" else None
     gbps = case.nbytes / times.least / 1e9

@@ -6,8 +6,8 @@
 
 Each point is a layer with some number of rows M. Its x is operations per byte of weights: 2 M by the bytes of
 one weight. Its y is operations per second. Lines that rise are read bandwidths, flat ones peaks of byte dot
-products; the best that any of the runs measured counts. There is one panel for each kind of result and number
-of threads. Writes .svg and .png; needs matplotlib (pip install '.[report]').
+products. Of points and limits that are in several files the best counts. There is one panel for each kind of
+result and number of threads. Writes .svg and .png; needs matplotlib (pip install '.[report]').
 """
 
 from __future__ import annotations
@@ -40,22 +40,31 @@ STYLES = (  # by name: colour, marker; the first that matches
 )
 DASHES = (0, (5, 3))
 Point = tuple[float, float]
+Panel = tuple[str, dict[str, Any], dict[str, list[Point]]]  # title, limits, points by name
 
 
-def series(document: dict[str, Any], threads: int, where: str) -> dict[str, list[Point]]:
-    """Return (operations per byte, TOPS) by name, in the order of rows."""
-    found: dict[str, list[Point]] = {}
-    for cell in document.get("layers", ()):
-        if (cell["threads"], cell["where"]) != (threads, where):
-            continue
-        for result in cell["results"]:
-            operations = 2 * cell["m"] * cell["n"] * cell["k"]
-            point = operations / result["weight_bytes"], operations / result["min_us"] / 1e6
-            found.setdefault(result["name"], []).append(point)
-    for row in document.get("kernels", ()):
-        if row["tops"]:
-            found.setdefault(row["kernel"], []).append((8.0 * row["m"], row["tops"]))
-    return {name: sorted(points) for name, points in found.items()}
+def series(documents: list[dict[str, Any]], threads: int, where: str) -> dict[str, list[Point]]:
+    """Return (operations per byte, TOPS) by name, in the order of rows; `where` is hot, cold or kernels."""
+    best: dict[str, dict[float, float]] = {}
+
+    def add(name: str, x: float, tops: float) -> None:
+        points = best.setdefault(name, {})
+        points[x] = max(tops, points.get(x, 0.0))
+
+    for document in documents:
+        for cell in document.get("layers", ()):
+            if (cell["threads"], cell["where"]) == (threads, where):
+                operations = 2 * cell["m"] * cell["n"] * cell["k"]
+                for result in cell["results"]:
+                    add(
+                        result["name"],
+                        operations / result["weight_bytes"],
+                        operations / result["min_us"] / 1e6,
+                    )
+        for row in document.get("kernels", ()):
+            if row["tops"] and (threads, where) == (1, "kernels"):
+                add(row["kernel"], 8.0 * row["m"], row["tops"])
+    return {name: sorted(points.items()) for name, points in best.items()}
 
 
 def best_limits(documents: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
@@ -69,18 +78,15 @@ def best_limits(documents: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
     return best
 
 
-def panels(documents: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any], dict[str, list[Point]]]]:
-    """Return title, limits and series of each panel."""
-    found = []
-    best = best_limits(documents)
-    for document in documents:
-        wheres = dict.fromkeys(cell["where"] for cell in document.get("layers", ())) or {"kernels": None}
-        for where in wheres:
-            for threads in document["machine"]["threads"]:
-                places = {"hot": "weights in cache", "cold": "weights from DRAM", "kernels": "kernels alone"}
-                title = f"{places[where]}, {threads} thread{'s' * (threads > 1)}"
-                found.append((title, best[threads], series(document, threads, where)))
-    return found
+def panels(documents: list[dict[str, Any]]) -> list[Panel]:
+    """Return what is in each panel; those without a point are left out."""
+    places = {"hot": "weights in cache", "cold": "weights from DRAM", "kernels": "kernels alone"}
+    found = [
+        (f"{title}, {threads} thread{'s' * (threads > 1)}", limits, series(documents, threads, where))
+        for where, title in places.items()
+        for threads, limits in sorted(best_limits(documents).items())
+    ]
+    return [panel for panel in found if panel[2]]
 
 
 def style(name: str) -> tuple[str, str]:
@@ -136,7 +142,7 @@ def draw_panel(
 
 
 def draw(documents: list[dict[str, Any]], out: Path) -> None:
-    found = [panel for panel in panels(documents) if panel[2]]
+    found = panels(documents)
     points = [point for _, _, lines in found for line in lines.values() for point in line]
     x = min(p[0] for p in points) / 1.5, max(p[0] for p in points) * 1.5
     y = min(p[1] for p in points) / 2, max(p[1] for p in points) * 2
@@ -158,7 +164,7 @@ def draw(documents: list[dict[str, Any]], out: Path) -> None:
         "labelcolor": INK,
         "labelspacing": 0.9,
     }
-    title = f"{machine['cpu']}, commit {machine['commit']}\n"
+    title = f"{machine['cpu']}, {machine['cpus']} CPUs\n"
     grid.flat[len(found)].legend(handles.values(), handles, title=title, title_fontsize=9, **legend)
     for suffix in (".svg", ".png"):
         figure.savefig(out.with_suffix(suffix), dpi=110, metadata={"Date": None} if suffix == ".svg" else {})

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import packed
 from onnx import helper, numpy_helper
 
@@ -52,17 +51,14 @@ class Turn:
     ) -> onnx.ModelProto:
         """Make x -> node -> y; all dimensions of x but the last have names, unless x_shape says else."""
         named = [*(f"d{axis}" for axis in range(rank - 1)), self.k]
-        made = packed.model(
+        return packed.model(
             [self.node()],
             self.initializers(),
             [packed.value("x", dtype, named if x_shape is None else x_shape)],
             [packed.value("y", dtype, named if x_shape is None else None)],
             opset=opset,
-            with_function=False,
+            with_function=with_function,
         )
-        if with_function:
-            made.functions.append(ir.to_proto(functions.block_hadamard(opset)))
-        return made
 
 
 def random_turn(seed: int, block_size: int, blocks: int = 3) -> Turn:

@@ -13,8 +13,8 @@ typedef struct {
     atomic_ulong fresh; /* names given to unknown dimensions so far */
 } bn_host;
 
-/* What ONNX Runtime is handed: an op for one format and one type of x.  Shape inference gets nothing but a pointer
- * to it, so it must lead to the host. */
+/* What ONNX Runtime is handed: an op for one format (if it has a weight) and one type of x.  Shape
+ * inference gets nothing but a pointer to it, so it must lead to the host. */
 typedef struct {
     ort_custom_op callbacks; /* first: a pointer to it is a pointer to the bn_op */
     bn_host *host;

@@ -1,9 +1,9 @@
-"""Each packed op spelled in standard ONNX ops, so that files run without the library (promise P4).
+"""Each of our ops spelled in standard ONNX ops, so that files run without the library (promise P4).
 
 An op's FunctionProto must import the same version of the default domain as the model that carries it,
 so a body is written for a given opset. Bodies are ONNX text: what differs between opsets is substituted.
 Everything that depends on weights and attributes only is a constant chain, which onnxruntime folds to
-one float (K, N) matrix when it loads the model.
+one float matrix when it loads the model.
 """
 
 from __future__ import annotations
