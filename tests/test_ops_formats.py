@@ -11,8 +11,9 @@ import onnx
 import onnxruntime as ort
 import packed
 import pytest
+from corrupted import LOAD_ALL, python
 from onnx import numpy_helper
-from test_ops import LOAD_ALL, assert_same_bits, open_model, python, run
+from sessions import assert_same_bits, open_model, run
 
 from onnx_bitnet.errors import ModelError
 from onnx_bitnet.formats import FORMATS
