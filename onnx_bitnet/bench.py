@@ -248,9 +248,7 @@ def _race(
 
 def _runner(name: str, path: Path, batch: Batch, threads: int) -> Callable[[], object]:
     """Open a model whose threads stop spinning after each run, and run it once."""
-    ort = runtime.import_onnxruntime()
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is raised
+    options = runtime.quiet_options()
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = runtime.session(path, threads, options)
     try:

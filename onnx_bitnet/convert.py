@@ -123,12 +123,13 @@ def _walk(model: ir.Model, recipe: Recipe, progress: Progress | None) -> Iterato
     found = scan(model)
     check_rules(recipe, found)
     linears = [item for item in found if isinstance(item, Linear)]
+    positions = iter(range(len(linears)))
     done: dict[Hashable, tuple[str, Quantized]] = {}
     for item in found:
         if isinstance(item, Refusal):
             yield _Step(_left(item, item.reason, item.detail, item.n, item.k))
             continue
-        index = linears.index(item)
+        index = next(positions)
         if progress is not None:
             progress(index, len(linears), item.name)
         yield _step(item, keep_unseen(index, linears, recipe), recipe, done)

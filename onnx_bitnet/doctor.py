@@ -136,8 +136,7 @@ def _kernels(isa: str) -> str:
 
 def _session() -> str:
     ort = runtime.import_onnxruntime()
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is raised
+    options = runtime.quiet_options()
     runtime.register(options)
     for sample in _samples():
         try:

@@ -66,10 +66,8 @@ def packed_times(path: Path, batch: Batch, threads: int) -> tuple[float | None, 
 
 
 def _events(path: Path, batch: Batch, threads: int) -> list[dict[str, Any]]:
-    ort = runtime.import_onnxruntime()
     with tempfile.TemporaryDirectory() as folder:
-        options = ort.SessionOptions()
-        options.log_severity_level = 4  # what goes wrong is raised
+        options = runtime.quiet_options()
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder, "profile"))
         session = runtime.session(path, threads, options)

@@ -18,7 +18,6 @@ from onnx_bitnet.inputs import Batch
 
 _FOLDER = "session.model_external_initializers_file_folder_path"
 _PROVIDERS = ("CPUExecutionProvider",)
-_FATAL = 4  # log nothing less: what goes wrong is in the exception already
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,7 @@ def start(model: ir.Model, path: Path, threads: int = 0) -> Runner:
         RuntimeMissing: the custom-op library cannot be loaded.
     """
     ort = runtime.import_onnxruntime()
-    options = ort.SessionOptions()
-    options.log_severity_level = _FATAL
+    options = runtime.quiet_options()
     options.intra_op_num_threads = threads
     runtime.register(options)
     try:

@@ -81,8 +81,7 @@ def session(
     if not path.is_file():
         raise ModelError(f"{path}: there is no such file")
     if options is None:
-        options = ort.SessionOptions()
-        options.log_severity_level = _FATAL
+        options = quiet_options()
     if threads:
         options.intra_op_num_threads = threads
     register(options)
@@ -90,6 +89,17 @@ def session(
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise ModelError(f"{path}: onnxruntime cannot open it: {ort_message(error)}") from error
+
+
+def quiet_options() -> onnxruntime.SessionOptions:
+    """Return options with which onnxruntime logs nothing: what goes wrong is raised.
+
+    Raises:
+        RuntimeMissing: onnxruntime is absent or too old.
+    """
+    options = import_onnxruntime().SessionOptions()
+    options.log_severity_level = _FATAL
+    return options
 
 
 def ort_message(error: Exception) -> str:
