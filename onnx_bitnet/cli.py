@@ -23,7 +23,7 @@ from onnx_bitnet.errors import BitNetError, RecipeError
 from onnx_bitnet.inspection import inspect as inspect_file
 from onnx_bitnet.recipe import Recipe
 
-FAILURE, GATE_FAILED, INTERRUPTED = 1, 3, 130
+FAILURE, GATE_FAILED = 1, 3
 
 app = typer.Typer(
     help="Turn the linear layers of ONNX models into few-bit ones and run them fast on CPUs.",
@@ -214,8 +214,23 @@ def doctor(as_json: AsJson = False) -> None:
 
 def main() -> NoReturn:
     """Run the command line; the process ends with design section 5's exit codes."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that staged files go away
-    app()
+    # An exception unwinds the stack, so that staged files go away. Libraries may replace it by one of their
+    # own (numpy's tofile does), therefore the signal is also noted down.
+    received: list[int] = []
+
+    def stop(number: int, _frame: object) -> NoReturn:
+        received.append(number)
+        sys.exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    try:
+        app()
+    except BaseException:
+        if not received:
+            raise
+        err.print("interrupted; nothing was written")
+        sys.exit(128 + received[0])
     sys.exit(0)
 
 
@@ -252,9 +267,6 @@ def _errors() -> Iterator[None]:
     except BitNetError as error:
         err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt:
-        err.print("interrupted; nothing was written")
-        raise typer.Exit(INTERRUPTED) from None
 
 
 @contextmanager

@@ -145,3 +145,20 @@ def test_an_interrupt_leaves_nothing(tmp_path):
         _, error = process.communicate(timeout=60)
         assert process.returncode == code, error
         assert [path.name for path in tmp_path.iterdir()] == ["in.onnx"]
+
+
+def test_an_interrupt_that_a_library_turned_into_an_error_is_still_one():
+    program = f"""
+import signal, sys
+from onnx_bitnet import cli
+def interrupted():
+    try:
+        signal.raise_signal({signal.SIGTERM})
+    except BaseException:
+        raise TypeError("as numpy's tofile says when a signal comes while it looks at its argument") from None
+cli.bn.kernels = interrupted
+sys.argv = ["onnx-bitnet", "kernels"]
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (143, "interrupted; nothing was written\n")
