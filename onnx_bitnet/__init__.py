@@ -13,7 +13,8 @@ from onnx_bitnet.quantize import Quantized, quantize
 from onnx_bitnet.recipe import Recipe, Rule
 from onnx_bitnet.report import Report
 from onnx_bitnet.runtime import library_path, register, session
-from onnx_bitnet.validate import Validation, validate
+from onnx_bitnet.validate import validate
+from onnx_bitnet.validation import Validation
 
 __all__ = [
     "BitNetError",

@@ -22,6 +22,7 @@ from onnx_bitnet.doctor import examine
 from onnx_bitnet.errors import BitNetError, RecipeError
 from onnx_bitnet.inspection import inspect as inspect_file
 from onnx_bitnet.recipe import Recipe
+from onnx_bitnet.validate import load_metric
 
 FAILURE, GATE_FAILED = 1, 3
 
@@ -141,9 +142,16 @@ def validate(
     seed: Seed = 0,
     threads: Threads = 0,
     layers: Annotated[bool, typer.Option(help="also compare each converted layer")] = True,
+    metric: Annotated[
+        str | None, typer.Option(help="FILE.py:FUNCTION(batches, outputs) that returns a number")
+    ] = None,
+    min_metric: Annotated[float | None, typer.Option(help="gate: value of --metric to be reached")] = None,
+    html: Annotated[Path | None, typer.Option(help="also write a page with plots here")] = None,
+    csv: Annotated[Path | None, typer.Option(help="also write a table of the layers here")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run two models on the same data and measure how far apart their results are."""
+    gates = {"min_sqnr": min_sqnr, "min_cosine": min_cosine, "min_metric": min_metric}
     with _errors(), _progress("validating") as progress:
         result = bn.validate(
             reference,
@@ -153,10 +161,16 @@ def validate(
             seed=seed,
             dims=_dims(dim),
             layers=layers,
+            metric=load_metric(metric) if metric else None,
             progress=progress,
         )
     _show(result.to_dict() if as_json else tables.validation(result))
-    failures = result.failures(min_sqnr=min_sqnr, min_cosine=min_cosine)
+    with _errors():
+        if html:
+            result.to_html(html, **gates)
+        if csv:
+            result.to_csv(csv)
+    failures = result.failures(**gates)
     if failures:
         err.print(f"gate failed: {'; '.join(failures)}", style="red", markup=False, highlight=False)
         raise typer.Exit(GATE_FAILED)

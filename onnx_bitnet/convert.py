@@ -17,7 +17,7 @@ from onnx_bitnet.decide import Keep, check_rules, decide, keep_unseen
 from onnx_bitnet.errors import EvaluationError, Refused
 from onnx_bitnet.quantize import Quantized, quantize_layer
 from onnx_bitnet.recipe import Recipe
-from onnx_bitnet.report import Layer, Reason, Report
+from onnx_bitnet.report import KEPT, Layer, Reason, Report
 from onnx_bitnet.rewrite.cleanup import cleanup
 from onnx_bitnet.rewrite.records import Linear, Refusal
 from onnx_bitnet.rewrite.replace import Shared, replace
@@ -81,6 +81,9 @@ def convert(
     cleanup(file.model)
     file.model.metadata_props["onnx_bitnet.version"] = version("onnx-bitnet")
     file.model.metadata_props["onnx_bitnet.recipe"] = json.dumps(recipe.to_dict(), sort_keys=True)
+    file.model.metadata_props[KEPT] = json.dumps(
+        {layer.name: layer.reason.value for layer in layers if layer.reason is not None}
+    )
     with files.staged(file.model, output) as written:
         verify(written, packed)
     nbytes = sum(path.stat().st_size for path in (output, files.data_path(output)) if path.exists())

@@ -32,7 +32,7 @@ class OutputError(BitNetError):
 
 
 class RuntimeMissing(BitNetError):
-    """onnxruntime is absent, too old, or cannot load the custom-op library."""
+    """A package that this needs is absent or too old, or onnxruntime cannot load the custom-op library."""
 
 
 class Refused(BitNetError):

@@ -137,6 +137,22 @@ def data_path(output: Path) -> Path:
     return output.with_name(output.name + ".data")
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all, in the place of an older one.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
+    try:
+        staging.write_text(text, encoding="utf-8")
+        staging.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot write: {error.strerror or error}") from None
+    finally:
+        staging.unlink(missing_ok=True)
+
+
 @contextmanager
 def staged(model: ir.Model, output: Path) -> Iterator[Path]:
     """Write the model beside its destination, let the caller check it, then move it into place.

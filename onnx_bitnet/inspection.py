@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from onnx_bitnet import files
+from onnx_bitnet.report import KEPT
 from onnx_bitnet.rewrite.packed import PackedNode, packed_nodes
 from onnx_bitnet.rewrite.records import Linear
 from onnx_bitnet.rewrite.scan import scan
@@ -29,7 +31,9 @@ class PackedLayer:
         planes: planes of codes.
         granularity: `tensor`, `channel` or `block:B`.
         activation_bits: 8, 16 or 32.
-        bits_per_weight: size of codes, scales and zero points by the number of weights.
+        nbytes: bytes of codes, scales and zero points.
+        code_bytes: bytes of the codes alone.
+        bits_per_weight: `nbytes` in bits by the number of weights.
         codes: share of each code 0 to 3 over all planes.
     """
 
@@ -40,6 +44,8 @@ class PackedLayer:
     planes: int
     granularity: str
     activation_bits: int
+    nbytes: int
+    code_bytes: int
     bits_per_weight: float
     codes: tuple[float, ...]
 
@@ -57,6 +63,7 @@ class Inspection:
         metadata: the model's own key-value pairs, the recipe of a converted model among them.
         packed: packed layers.
         float_layers: name, N and K of linear layers with constant weights that are not packed.
+        kept: why layers were left, by name, if the conversion noted it.
     """
 
     path: str
@@ -67,6 +74,7 @@ class Inspection:
     metadata: dict[str, str]
     packed: tuple[PackedLayer, ...]
     float_layers: tuple[tuple[str, int, int], ...]
+    kept: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON-able values."""
@@ -79,20 +87,40 @@ def inspect(path: str | Path) -> Inspection:
     Raises:
         ModelError: the file or one of its packed layers is damaged.
     """
-    file = files.read(path)
+    return describe(files.read(path))
+
+
+def describe(file: files.ModelFile) -> Inspection:
+    """Describe a model that was read.
+
+    Raises:
+        ModelError: one of its packed layers is damaged.
+    """
     model = file.model
+    metadata = dict(model.metadata_props)
     return Inspection(
-        path=str(path),
+        path=str(file.path),
         nbytes=file.nbytes,
         ir_version=model.ir_version,
         opsets=dict(model.opset_imports),
         producer=" ".join(filter(None, (model.producer_name, model.producer_version))),
-        metadata=dict(model.metadata_props),
+        metadata={key: text for key, text in metadata.items() if key != KEPT},
         packed=tuple(_describe(packed) for packed in packed_nodes(model)),
         float_layers=tuple(
             (found.name, found.weight.n, found.weight.k) for found in scan(model) if isinstance(found, Linear)
         ),
+        kept=_kept(metadata.get(KEPT, "{}")),
     )
+
+
+def _kept(text: str) -> dict[str, str]:
+    try:
+        kept = json.loads(text)
+    except ValueError:
+        kept = None
+    if not isinstance(kept, dict):
+        return {}  # someone else's note; it decides nothing
+    return {str(name): str(reason) for name, reason in kept.items()}
 
 
 def _describe(packed: PackedNode) -> PackedLayer:
@@ -108,6 +136,8 @@ def _describe(packed: PackedNode) -> PackedLayer:
         planes=weight.shape[0],
         granularity=_granularity(scale, packed.block_size),
         activation_bits=packed.activation_bits,
+        nbytes=packed.nbytes,
+        code_bytes=weight.nbytes,
         bits_per_weight=8 * packed.nbytes / (packed.n * packed.k),
         codes=tuple(float(count) for count in counts / counts.sum()),
     )

@@ -32,7 +32,8 @@ class Metrics:
         row_cosine: mean of the cosines along the last axis; None if that axis has one element.
         relative_l2: |g - r| / |r|.
         max_abs: largest absolute difference.
-        top1: share of rows with the same argmax along the last axis; None if that axis has one element.
+        top1: share of rows with the same argmax along the last axis; None if that axis has one element, or if
+            the tensor was not compared as one of scores.
         kl: mean Kullback-Leibler divergence, in nats, of softmax(got) from softmax(reference), likewise.
         nonfinite_reference: NaN and infinite elements of the reference.
         nonfinite_got: the same of the other tensor.
@@ -64,13 +65,17 @@ class Metrics:
 class Accumulator:
     """Sums over batches from which `result` makes the metrics of one tensor.
 
+    Args:
+        scores: compare rows as scores of classes as well: `top1` and `kl`, which take most of the time.
+
     >>> distance = Accumulator()
     >>> distance.update(np.array([[3.0, 4.0]]), np.array([[3.0, 4.5]]))
     >>> round(distance.result().sqnr_db, 2)
     20.0
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, scores: bool = True) -> None:
+        self._scores = scores
         self._exact = False
         self._elements = 0
         self._equal = 0
@@ -108,7 +113,8 @@ class Accumulator:
         self._equal += int(np.count_nonzero(same))
         for index, mask in enumerate((bad_r, bad_g, differ)):
             self._nonfinite[index] += int(np.count_nonzero(mask))
-        if r.shape[1] > 1:
+        scores = self._scores and r.shape[1] > 1
+        if scores:
             self._add_top1(r, g)
         finite = ~(bad_r | bad_g).any(axis=1)
         r[bad_r | bad_g] = 0.0
@@ -121,6 +127,7 @@ class Accumulator:
         if r.shape[1] > 1:
             self._cosines[0] += len(r)
             self._cosines[1] += float(np.where(differ.any(axis=1), 0.0, _cosine(rr, gg, rg)).sum())
+        if scores:
             self._kl[0] += int(np.count_nonzero(finite))
             self._kl[1] += _kl(r[finite], g[finite])
 
@@ -147,7 +154,7 @@ class Accumulator:
             relative_l2=math.inf if broken else _ratio(math.sqrt(ee), math.sqrt(rr)),
             max_abs=math.inf if broken else self._max_abs,
             top1=_mean(self._top1),
-            kl=math.inf if broken and self._cosines[0] else _mean(self._kl),
+            kl=math.inf if broken and self._scores and self._cosines[0] else _mean(self._kl),
             nonfinite_reference=self._nonfinite[0],
             nonfinite_got=self._nonfinite[1],
             nonfinite_differ=self._nonfinite[2],

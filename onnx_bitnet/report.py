@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Any
 
 SCHEMA = "onnx_bitnet.report/1"
+KEPT = "onnx_bitnet.kept"  # key of the note in a converted model: why each layer left is float
 
 
 class Reason(Enum):
@@ -176,3 +177,12 @@ class Report:
             "notes": list(self.notes),
             "layers": [layer.to_dict() for layer in self.layers],
         }
+
+
+def size(nbytes: float) -> str:
+    """Write a number of bytes for people."""
+    for unit in ("B", "kB", "MB"):
+        if nbytes < 1000:
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.2f} GB"

@@ -14,8 +14,8 @@ from onnx_bitnet.doctor import Check
 from onnx_bitnet.inspection import Inspection
 from onnx_bitnet.kernels import Kernel
 from onnx_bitnet.metrics import Metrics
-from onnx_bitnet.report import Layer, Report
-from onnx_bitnet.validate import Validation
+from onnx_bitnet.report import Layer, Report, size
+from onnx_bitnet.validation import Validation
 
 Output = list[str | Table]
 
@@ -105,17 +105,20 @@ def validation(result: Validation) -> Output:
         )
     parts: Output = [outputs]
     if result.layers:
-        layers = _table("layer", "local SQNR dB", "accumulated SQNR dB", "accumulated cosine", "note")
+        columns = ("layer", "blame", "weight dB", "activations dB", "local dB", "accumulated dB", "cosine")
+        layers = _table(*columns, "note")
         for layer in result.layers:
-            local, accumulated = layer.local, layer.accumulated
+            sources = (layer.weight, layer.activations, layer.local, layer.accumulated)
             layers.add_row(
                 layer.name,
-                _sqnr(local),
-                _sqnr(accumulated),
-                _number(accumulated.cosine if accumulated else None, "-", ".6f"),
+                _number(layer.blame, "-", ".1%"),
+                *(_sqnr(metrics) for metrics in sources),
+                _number(layer.accumulated.cosine if layer.accumulated else None, "-", ".6f"),
                 layer.note,
             )
         parts.append(layers)
+    if result.task:
+        parts.append(f"{result.task.name}: {result.task.reference:.6g} -> {result.task.got:.6g}")
     return [*parts, f"data: {result.data}", *result.notes]
 
 
@@ -196,15 +199,6 @@ def doctor_document(checks: Sequence[Check]) -> dict[str, Any]:
         "ok": all(check.ok for check in checks),
         "checks": [dataclasses.asdict(check) for check in checks],
     }
-
-
-def size(nbytes: float) -> str:
-    """Write a number of bytes for people."""
-    for unit in ("B", "kB", "MB"):
-        if nbytes < 1000:
-            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:.2f} GB"
 
 
 def _table(*columns: str) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -89,32 +89,52 @@ def expose(model: ir.Model, names: Iterable[str]) -> None:
             model.graph.outputs.append(value)
 
 
+def expose_shapes(model: ir.Model, names: Iterable[str]) -> None:
+    """Make the shapes of values outputs of the model, called by `shape_name`, in place."""
+    known = values(model)
+    for name in dict.fromkeys(names):
+        shape = ir.Value(name=shape_name(name), type=ir.TensorType(ir.DataType.INT64))
+        model.graph.append(ir.Node("", "Shape", [known[name]], outputs=[shape]))
+        model.graph.outputs.append(shape)
+
+
+def shape_name(name: str) -> str:
+    """Return the name of the output that holds the shape of value `name`."""
+    return f"{_PREFIX}.shape/{name}"
+
+
 def output_name(index: int, name: str) -> str:
     """Return the name that value `name` of the layer number `index` has in the model of `layers_alone`."""
     return f"{_PREFIX}{index}/{name}"
 
 
-def layers_alone(got: ir.Model, taps: Iterable[Tap], types: Mapping[str, ir.DataType]) -> ir.Model:
+def layers_alone(
+    got: ir.Model, taps: Sequence[tuple[int, Tap]], types: Mapping[str, ir.DataType], *, float_x: bool = False
+) -> ir.Model:
     """Return a model of the packed layers alone, each fed from outside.
 
     Args:
         got: the converted model; its constants and functions are shared, not copied.
-        taps: the layers.
+        taps: the layers and their numbers.
         types: element types of all inputs of the taps.
+        float_x: leave activations float, whatever the layers' activation bits are.
 
     Returns:
         A model whose inputs are those of the taps and whose outputs are called by `output_name`.
     """
     inputs = {
-        name: ir.Value(name=name, type=ir.TensorType(types[name])) for tap in taps for name in tap.inputs
+        name: ir.Value(name=name, type=ir.TensorType(types[name])) for _, tap in taps for name in tap.inputs
     }
+    bits = {"activation_bits": ir.AttrInt64("activation_bits", 32)} if float_x else {}
     constants: dict[str, ir.Value] = {}
     nodes: list[ir.Node] = []
     outputs = []
-    for index, tap in enumerate(taps):
+    for index, tap in taps:
         made: dict[str, ir.Value] = {}
         for node in _layer_nodes(tap.layer, got.graph):
-            nodes.append(_copy(node, index, made, inputs, constants))
+            copy = _copy(node, index, made, inputs, constants)
+            copy.attributes.update({key: bits[key] for key in bits if key in copy.attributes})
+            nodes.append(copy)
         outputs.append(made[tap.y])
     graph = ir.Graph(
         list(inputs.values()),

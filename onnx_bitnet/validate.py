@@ -2,129 +2,28 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from onnx_bitnet import files
-from onnx_bitnet.errors import ModelError
+from onnx_bitnet.errors import DataError, ModelError, one_line
 from onnx_bitnet.feeds import Feeds, open_feeds
 from onnx_bitnet.inputs import Batch, model_inputs
-from onnx_bitnet.metrics import Accumulator, Metrics
+from onnx_bitnet.inspection import describe
+from onnx_bitnet.metrics import Accumulator
 from onnx_bitnet.runner import Runner, start
-from onnx_bitnet.taps import Tap, expose, find_taps, layers_alone, output_name
+from onnx_bitnet.taps import Tap, expose, expose_shapes, find_taps, layers_alone, output_name, shape_name
+from onnx_bitnet.validation import FloatLayer, LayerMetrics, OutputMetrics, Task, Validation, with_blame
 
-SCHEMA = "onnx_bitnet.validation/1"
+# Bytes that the values of layers may take at a time, unless the caller says otherwise.
+MEMORY = 1 << 30
 
 Progress = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True)
-class OutputMetrics:
-    """How far one output of the models is apart."""
-
-    name: str
-    metrics: Metrics
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON-able values."""
-        return {"name": self.name} | self.metrics.to_dict()
-
-
-@dataclass(frozen=True)
-class LayerMetrics:
-    """How far one converted layer is apart.
-
-    Args:
-        name: name of the layer.
-        local: the packed layer's result on the reference's own inputs: what this layer alone costs.
-        accumulated: its result inside the converted model: what all layers so far cost.
-        note: why there are no numbers; empty if there are.
-    """
-
-    name: str
-    local: Metrics | None = None
-    accumulated: Metrics | None = None
-    note: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON-able values."""
-        return {
-            "name": self.name,
-            "local": self.local.to_dict() if self.local else None,
-            "accumulated": self.accumulated.to_dict() if self.accumulated else None,
-            "note": self.note,
-        }
-
-
-@dataclass(frozen=True)
-class Validation:
-    """How far a converted model is from its reference.
-
-    Args:
-        reference: path of the reference.
-        got: path of the converted model.
-        data: where the feeds came from.
-        random_data: no data was given; random feeds say that the conversion works, not how good it is.
-        batches: number of batches run.
-        outputs: every output of the models, in their order.
-        layers: every converted layer, the worst local SQNR first.
-        notes: sentences the user should read.
-    """
-
-    reference: str
-    got: str
-    data: str
-    random_data: bool
-    batches: int
-    outputs: tuple[OutputMetrics, ...]
-    layers: tuple[LayerMetrics, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    def failures(self, min_sqnr: float | None = None, min_cosine: float | None = None) -> tuple[str, ...]:
-        """Return a sentence for every output that misses a gate.
-
-        Every float output must reach the gates. Outputs of other types have neither SQNR nor cosine; they
-        must be identical if the model has no float output at all.
-
-        Args:
-            min_sqnr: smallest SQNR in dB.
-            min_cosine: smallest cosine of the flattened output.
-        """
-        if min_sqnr is None and min_cosine is None:
-            return ()
-        failures = []
-        graded = any(output.metrics.agreement is None for output in self.outputs)
-        for output in self.outputs:
-            metrics = output.metrics
-            if metrics.agreement is None:
-                failures += _misses(output.name, "SQNR", " dB", metrics.sqnr_db, min_sqnr)
-                failures += _misses(output.name, "cosine", "", metrics.cosine, min_cosine)
-            elif not graded and not metrics.identical:
-                failures.append(f"output {output.name!r}: only {metrics.agreement:.2%} of its elements agree")
-        return tuple(failures)
-
-    def passes(self, min_sqnr: float | None = None, min_cosine: float | None = None) -> bool:
-        """Return whether every output reaches the gates, see `failures`."""
-        return not self.failures(min_sqnr, min_cosine)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result as one JSON-able document."""
-        return {
-            "schema": SCHEMA,
-            "reference": self.reference,
-            "got": self.got,
-            "data": self.data,
-            "random_data": self.random_data,
-            "batches": self.batches,
-            "notes": list(self.notes),
-            "outputs": [output.to_dict() for output in self.outputs],
-            "layers": [layer.to_dict() for layer in self.layers],
-        }
+Metric = Callable[[Sequence[Batch], Sequence[Batch]], float]
 
 
 def validate(
@@ -136,12 +35,14 @@ def validate(
     seed: int = 0,
     dims: Mapping[str, int] | None = None,
     layers: bool = True,
+    metric: Metric | None = None,
+    memory: int = MEMORY,
     progress: Progress | None = None,
 ) -> Validation:
     """Run a model and its conversion in onnxruntime on the same data and compare them.
 
-    One batch is in memory at a time, with the activations of all converted layers if `layers` is set. The
-    data is read once.
+    The data is read once, one batch is in memory at a time. Layers are compared in groups that fit into
+    `memory`, each group in a run of its own.
 
     Args:
         reference: the model that was converted.
@@ -151,41 +52,88 @@ def validate(
         seed: of random feeds.
         dims: sizes of symbolic dimensions in random feeds, by name.
         layers: compare every converted layer as well.
+        metric: called as metric(batches, outputs) with all batches and, in the same order, the outputs of one
+            model for them, both as {name: array}; once for each model. Returns a number, such as an accuracy.
+        memory: bytes that the values of the layers compared at a time may take, judged by the first batch; a
+            single layer may take more.
         progress: called as progress(done, total, what) before each batch and at the end; total is 0 when the
             number of batches is not known.
 
     Raises:
         ModelError: a model cannot be read or run, or the two have different inputs or outputs.
-        DataError: the data cannot be read or does not fit.
+        DataError: the data cannot be read or does not fit, or the metric fails.
         RuntimeMissing: onnxruntime or the custom-op library cannot be used.
     """
     left, right = files.read(reference), files.read(got)
     _check_same_ends(left, right)
+    inspection = describe(right)
     notes = tuple(
         f"output {value.name!r} is no tensor and was not compared"
         for value in left.model.graph.outputs
         if not isinstance(value.type, ir.TensorType)
     )
     feeds = open_feeds(left.model, data, seed=seed, dims=dims)
-    comparison = _Comparison(left, right, find_taps(left.model, right.model) if layers else (), threads)
+    taps = find_taps(left.model, right.model) if layers else ()
+    comparison = _Comparison(left, right, taps, threads, memory)
+    kept: list[tuple[Batch, Batch, Batch]] = []
     batches = 0
     for batch in feeds:
         if progress:
             progress(batches, feeds.count, f"batch {batches}")
-        comparison.add(batch, f"batch {batches} of {feeds.description}", _hint(feeds))
+        outputs = comparison.add(batch, f"batch {batches} of {feeds.description}", _hint(feeds))
+        if metric is not None:
+            kept.append((batch, *outputs))
         batches += 1
     if progress:
         progress(batches, batches, "done")
     return Validation(
-        str(reference),
-        str(got),
-        feeds.description,
-        feeds.random,
-        batches,
-        comparison.outputs(),
-        comparison.layers(),
-        notes,
+        reference=str(reference),
+        got=str(got),
+        data=feeds.description,
+        random_data=feeds.random,
+        batches=batches,
+        outputs=comparison.outputs(),
+        layers=comparison.layers(),
+        notes=notes,
+        reference_bytes=left.nbytes,
+        got_bytes=right.nbytes,
+        packed=inspection.packed,
+        floats=tuple(
+            FloatLayer(*layer, inspection.kept.get(layer[0], "")) for layer in inspection.float_layers
+        ),
+        task=None if metric is None else _task(metric, kept),
     )
+
+
+def load_metric(where: str) -> Metric:
+    """Load a metric for `validate` from a script.
+
+    Args:
+        where: `FILE.py:FUNCTION`.
+
+    Raises:
+        DataError: there is no such file or function, or the script fails.
+    """
+    file, _, name = where.rpartition(":")
+    if not Path(file).is_file():
+        raise DataError(f"metric {where!r}: no such file; write FILE.py:FUNCTION")
+    try:
+        found = runpy.run_path(file).get(name)
+    except Exception as error:  # the user's own code
+        raise DataError(f"metric {where!r}: {type(error).__name__}: {one_line(error)}") from error
+    if not callable(found):
+        raise DataError(f"metric {where!r}: {file} has no function {name!r}")
+    metric: Metric = found
+    return metric
+
+
+def _task(metric: Metric, kept: Sequence[tuple[Batch, Batch, Batch]]) -> Task:
+    name = getattr(metric, "__name__", type(metric).__name__)
+    batches, reference, got = (list(part) for part in zip(*kept, strict=True))
+    try:
+        return Task(name, float(metric(batches, reference)), float(metric(batches, got)))
+    except Exception as error:  # the user's own code
+        raise DataError(f"metric {name!r} fails: {type(error).__name__}: {one_line(error)}") from error
 
 
 def _hint(feeds: Feeds) -> str:
@@ -223,47 +171,74 @@ def _listed(ends: Mapping[str, str]) -> str:
 
 
 class _Comparison:
-    """The two models in sessions, a third with the packed layers alone, and the sums over batches."""
+    """The two models in sessions, the packed layers alone in groups, and the sums over batches."""
 
     def __init__(
-        self, reference: files.ModelFile, got: files.ModelFile, taps: Sequence[Tap], threads: int
+        self,
+        reference: files.ModelFile,
+        got: files.ModelFile,
+        taps: Sequence[Tap],
+        threads: int,
+        memory: int,
     ) -> None:
         graph_outputs = reference.model.graph.outputs
         self._names = [str(value.name) for value in graph_outputs if isinstance(value.type, ir.TensorType)]
         self._all_taps = taps
         self._taps = [tap for tap in taps if not tap.note]
-        expose(reference.model, (name for tap in self._taps for name in (*tap.inputs, tap.y)))
+        self._memory, self._threads, self._got_file = memory, threads, got
+        values = [name for tap in self._taps for name in (*tap.inputs, tap.y)]
+        expose(reference.model, values)
+        expose_shapes(reference.model, values)
         expose(got.model, (tap.y for tap in self._taps))
         self._reference = start(reference.model, reference.path, threads)
         self._got = start(got.model, got.path, threads)
-        self._alone: Runner | None = None
-        if self._taps:
-            alone = layers_alone(got.model, self._taps, self._reference.types())
-            self._alone = start(alone, got.path, threads)
+        self._groups: list[_Group] | None = None
         self._apart = {name: Accumulator() for name in self._names}
-        self._accumulated = {tap.layer: Accumulator() for tap in self._taps}
-        self._local = {tap.layer: Accumulator() for tap in self._taps}
+        self._sums = {tap.layer: _LayerSums() for tap in self._taps}
 
-    def add(self, batch: Batch, label: str, hint: str) -> None:
-        """Run one batch through everything and add up the distances."""
-        ys = [tap.y for tap in self._taps]
-        wanted = dict.fromkeys([*self._names, *ys, *(name for tap in self._taps for name in tap.inputs)])
-        names = [name for name in wanted if name not in batch]
-        reference = batch | self._reference.run(names, batch, label, hint)
-        got = self._got.run(list(dict.fromkeys([*self._names, *ys])), batch, label, hint)
+    def add(self, batch: Batch, label: str, hint: str) -> tuple[Batch, Batch]:
+        """Run one batch through everything and add up the distances; return the outputs of both models."""
+        reference = _run(self._reference, self._names, batch, label, hint)
+        got = _run(self._got, self._names, batch, label, hint)
         for name in self._names:
             self._update(self._apart[name], reference[name], got[name], f"output {name!r} on {label}")
-        for tap in self._taps:
-            where = f"layer {tap.layer!r} on {label}"
-            self._update(self._accumulated[tap.layer], reference[tap.y], got[tap.y], where)
-        if self._alone is not None:
-            del got  # with long sequences the activations of all layers are large
-            alone_names = [output_name(index, tap.y) for index, tap in enumerate(self._taps)]
-            fed = {name: reference[name] for tap in self._taps for name in tap.inputs}
-            alone = self._alone.run(alone_names, fed, f"its layers alone, {label}")
-            for tap, name in zip(self._taps, alone_names, strict=True):
-                where = f"layer {tap.layer!r} alone on {label}"
-                self._update(self._local[tap.layer], reference[tap.y], alone[name], where)
+        if self._groups is None:
+            self._groups = self._divide(batch, label)
+        for group in self._groups:
+            self._add_layers(group, batch, label)
+        return reference, got
+
+    def _divide(self, batch: Batch, label: str) -> list[_Group]:
+        """Put layers that follow one another into groups whose values fit into memory."""
+        names = [shape_name(name) for tap in self._taps for name in (*tap.inputs, tap.y)]
+        shapes = _run(self._reference, names, batch, label)
+        nbytes = {name: 4 * int(np.prod(shape)) for name, shape in shapes.items()}
+        groups: list[list[tuple[int, Tap]]] = []
+        free = 0
+        for index, tap in enumerate(self._all_taps):
+            if tap.note:
+                continue
+            # the result is there four times: of both models, and of the layer alone with both activations
+            needed = sum(nbytes[shape_name(name)] for name in tap.inputs) + 4 * nbytes[shape_name(tap.y)]
+            if needed > free:
+                groups.append([])
+                free = max(self._memory, needed)
+            groups[-1].append((index, tap))
+            free -= needed
+        types = self._reference.types()
+        return [_Group(self._got_file, taps, types, self._threads) for taps in groups]
+
+    def _add_layers(self, group: _Group, batch: Batch, label: str) -> None:
+        reference = _run(self._reference, [*group.inputs, *group.ys], batch, label)
+        got = _run(self._got, group.ys, batch, label)
+        packed, float_x = group.run({name: reference[name] for name in group.inputs}, label)
+        for index, tap in group.taps:
+            sums, y, alone = self._sums[tap.layer], reference[tap.y], output_name(index, tap.y)
+            self._update(sums.accumulated, y, got[tap.y], f"layer {tap.layer!r} on {label}")
+            where = f"layer {tap.layer!r} alone on {label}"
+            self._update(sums.local, y, packed[alone], where)
+            self._update(sums.weight, y, float_x[alone], where)
+            self._update(sums.activations, float_x[alone], packed[alone], where)
 
     def _update(self, accumulator: Accumulator, reference: np.ndarray, got: np.ndarray, where: str) -> None:
         try:
@@ -278,23 +253,58 @@ class _Comparison:
 
     def layers(self) -> tuple[LayerMetrics, ...]:
         """Return the metrics of the layers, the worst local SQNR first, those without numbers last."""
-        found = [
-            LayerMetrics(tap.layer, note=tap.note)
-            if tap.note
-            else LayerMetrics(
-                tap.layer, self._local[tap.layer].result(), self._accumulated[tap.layer].result()
-            )
-            for tap in self._all_taps
-        ]
-        return tuple(sorted(found, key=_rank))
+        return with_blame(
+            [
+                LayerMetrics(tap.layer, note=tap.note, index=index)
+                if tap.note
+                else self._sums[tap.layer].result(tap.layer, index)
+                for index, tap in enumerate(self._all_taps)
+            ]
+        )
 
 
-def _rank(layer: LayerMetrics) -> tuple[bool, float]:
-    sqnr = layer.local.sqnr_db if layer.local else None
-    return sqnr is None, sqnr if sqnr is not None else 0.0
+def _run(runner: Runner, names: Sequence[str], batch: Batch, label: str, hint: str = "") -> Batch:
+    """Return values by name; those that are fed need not be computed."""
+    computed = [name for name in dict.fromkeys(names) if name not in batch]
+    found = runner.run(computed, batch, label, hint) if computed else {}
+    return {name: batch[name] if name in batch else found[name] for name in names}
 
 
-def _misses(output: str, what: str, unit: str, value: float | None, least: float | None) -> list[str]:
-    if least is None or value is None or value >= least:
-        return []
-    return [f"output {output!r}: {what} {value:.6g}{unit} is below {least:g}{unit}"]
+class _Group:
+    """Layers that are compared at a time, alone in two sessions: as they are, and with float activations."""
+
+    def __init__(
+        self,
+        got: files.ModelFile,
+        taps: Sequence[tuple[int, Tap]],
+        types: Mapping[str, ir.DataType],
+        threads: int,
+    ) -> None:
+        self.taps = taps
+        self.inputs = [name for _, tap in taps for name in tap.inputs]
+        self.ys = [tap.y for _, tap in taps]
+        models = (layers_alone(got.model, taps, types, float_x=float_x) for float_x in (False, True))
+        self._sessions = [start(model, got.path, threads) for model in models]
+
+    def run(self, fed: Batch, label: str) -> list[Batch]:
+        """Return the results, called by `output_name`, of both sessions."""
+        names = [output_name(index, tap.y) for index, tap in self.taps]
+        return [session.run(names, fed, f"its layers alone, {label}") for session in self._sessions]
+
+
+class _LayerSums:
+    """What is summed up over batches for one layer, see LayerMetrics."""
+
+    def __init__(self) -> None:
+        sums = (Accumulator(scores=False) for _ in range(4))
+        self.local, self.weight, self.activations, self.accumulated = sums
+
+    def result(self, name: str, index: int) -> LayerMetrics:
+        return LayerMetrics(
+            name,
+            self.local.result(),
+            self.weight.result(),
+            self.activations.result(),
+            self.accumulated.result(),
+            index=index,
+        )
