@@ -18,8 +18,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 import onnx_bitnet as bn
 from onnx_bitnet import tables
 from onnx_bitnet.bench import bench as bench_models
+from onnx_bitnet.calibrate import Calibration, is_calibration
 from onnx_bitnet.doctor import examine
-from onnx_bitnet.errors import BitNetError, RecipeError
+from onnx_bitnet.errors import BitNetError, OutputError, RecipeError
 from onnx_bitnet.inspection import inspect as inspect_file
 from onnx_bitnet.recipe import Recipe
 from onnx_bitnet.validate import load_metric
@@ -56,6 +57,12 @@ Rounding = Annotated[str | None, typer.Option(help="auto, absmean, twn or mse")]
 Planes = Annotated[int | None, typer.Option(help="planes of codes, 1 to 4")]
 Levels = Annotated[int | None, typer.Option(help="3 (ternary) or 4 codes")]
 ActivationBits = Annotated[str | None, typer.Option(help="auto, 8, 16 or 32")]
+ActivationScale = Annotated[
+    str | None, typer.Option(help="dynamic, or from data: minmax, percentile, mse, kl, moving-average")
+]
+CalibrationData = Annotated[
+    Path | None, typer.Option("--data", help="feeds as in validate, or what calibrate wrote")
+]
 Keep = Annotated[list[str] | None, typer.Option(help="layers to leave float: a glob, or re: and a regex")]
 KeepFirst = Annotated[bool | None, typer.Option("--keep-first", help="leave the first layer float")]
 KeepLast = Annotated[bool | None, typer.Option("--keep-last", help="leave the last layer float")]
@@ -76,6 +83,8 @@ def convert(
     planes: Planes = None,
     levels: Levels = None,
     activation_bits: ActivationBits = None,
+    activation_scale: ActivationScale = None,
+    data: CalibrationData = None,
     keep: Keep = None,
     keep_first: KeepFirst = None,
     keep_last: KeepLast = None,
@@ -90,6 +99,7 @@ def convert(
             source,
             output or source.with_name(f"{source.stem}.bitnet.onnx"),
             _recipe(ctx.params),
+            data=_calibration(data),
             force=force,
             strict=strict,
             progress=progress,
@@ -109,6 +119,8 @@ def plan(
     planes: Planes = None,
     levels: Levels = None,
     activation_bits: ActivationBits = None,
+    activation_scale: ActivationScale = None,
+    data: CalibrationData = None,
     keep: Keep = None,
     keep_first: KeepFirst = None,
     keep_last: KeepLast = None,
@@ -117,8 +129,45 @@ def plan(
 ) -> None:
     """Say what convert would do to each layer, and write nothing."""
     with _errors(), _progress("planning") as progress:
-        report = bn.plan(source, _recipe(ctx.params), progress=progress)
+        report = bn.plan(source, _recipe(ctx.params), data=_calibration(data), progress=progress)
     _show(report.to_dict() if as_json else tables.report(report, verbose=verbose))
+
+
+@app.command()
+def calibrate(
+    source: Source,
+    output: Annotated[
+        Path | None,
+        typer.Argument(help="default: the input's name with .calibration.npz", show_default=False),
+    ] = None,
+    data: Data = None,
+    max_samples: Annotated[int | None, typer.Option(help="stop after so many samples")] = None,
+    max_memory: Annotated[int, typer.Option(help="MiB for statistics and activations of one pass")] = 1024,
+    second_moments: Annotated[bool, typer.Option(help="also X^T X, for rounding gptq")] = True,
+    dim: Dim = None,
+    seed: Seed = 0,
+    threads: Threads = 0,
+    force: Annotated[bool, typer.Option("--force", help="overwrite the output")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a float model over data and write statistics of what each linear layer reads."""
+    with _errors(), _progress("calibrating") as progress:
+        output = output or source.with_name(f"{source.stem}.calibration.npz")
+        if output.exists() and not force:
+            raise OutputError(f"{output}: exists already; choose another name, or overwrite it with --force")
+        result = bn.calibrate(
+            source,
+            data,
+            second_moments=second_moments,
+            max_samples=max_samples,
+            max_memory=max_memory << 20,
+            threads=threads,
+            seed=seed,
+            dims=_dims(dim),
+            progress=progress,
+        )
+        result.save(output)
+    _show(result.to_dict() if as_json else tables.calibration(result, output))
 
 
 @app.command()
@@ -256,6 +305,11 @@ def _recipe(options: dict[str, Any]) -> Recipe:
     base = Recipe.parse(options["recipe"])
     kept = tuple((match, "keep") for match in options["keep"] or ())
     return base.replace(rules=(*kept, *base.rules), **given)
+
+
+def _calibration(data: Path | None) -> Calibration | Path | None:
+    """Read a file that `calibrate` wrote; leave other data to be read as feeds."""
+    return Calibration.load(data) if data is not None and is_calibration(data) else data
 
 
 def _dims(given: list[str] | None) -> dict[str, int]:

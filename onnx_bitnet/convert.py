@@ -13,8 +13,10 @@ from typing import Any
 import onnx_ir as ir
 
 from onnx_bitnet import files
-from onnx_bitnet.decide import Keep, check_rules, decide, keep_unseen
-from onnx_bitnet.errors import EvaluationError, Refused
+from onnx_bitnet.activations import LayerStatistics
+from onnx_bitnet.calibrate import Calibration, calibrate
+from onnx_bitnet.decide import Keep, check_rules, decide, keep_unseen, needs_calibration
+from onnx_bitnet.errors import DataError, EvaluationError, RecipeError, Refused
 from onnx_bitnet.quantize import Quantized, quantize_layer
 from onnx_bitnet.recipe import Recipe
 from onnx_bitnet.report import KEPT, Layer, Reason, Report
@@ -49,7 +51,8 @@ def convert(
         source: an ONNX model.
         output: where to write; weights of more than 1 MiB go to `<output>.data` beside it.
         recipe: a Recipe, a dict of its fields, or a path to a `.toml` or `.json` file; None for the defaults.
-        data: calibration feeds. No step of this version needs any; the report says so when some are given.
+        data: what recipes with static activation scales need: a Calibration, or feeds as `bn.calibrate` takes
+            them. The report says so when it was not used.
         force: overwrite existing output files.
         strict: raise Refused, and write nothing, if a layer with a constant weight cannot be packed.
         progress: called as progress(done, total, layer name) before each layer and once at the end.
@@ -70,12 +73,19 @@ def convert(
     packed: dict[str, Quantized] = {}
     layers = []
     shared = Shared.of(file.model)
-    for step in _walk(file.model, recipe, progress):
+    calibration = _calibration(source, recipe, data)
+    for step in _walk(file.model, recipe, calibration, progress):
         layers.append(step.layer)
         if step.linear is not None and step.quantized is not None:
             packed[step.linear.name] = step.quantized
-            bits = step.layer.activation_bits
-            replace(file.model, step.linear, step.quantized, activation_bits=bits, shared=shared)
+            replace(
+                file.model,
+                step.linear,
+                step.quantized,
+                activation_bits=step.layer.activation_bits,
+                activation_scale=step.layer.activation_scale,
+                shared=shared,
+            )
     if strict:
         _refuse(layers)
     cleanup(file.model)
@@ -87,7 +97,7 @@ def convert(
     with files.staged(file.model, output) as written:
         verify(written, packed)
     nbytes = sum(path.stat().st_size for path in (output, files.data_path(output)) if path.exists())
-    notes = _notes(recipe, layers, data)
+    notes = _notes(recipe, layers, data, calibration)
     return Report(str(source), str(output), recipe.to_dict(), tuple(layers), notes, file.nbytes, nbytes)
 
 
@@ -106,10 +116,11 @@ def plan(
     recipe = Recipe.parse(recipe)
     file = files.read(source)
     inline_weight_arguments(file.model)
-    layers = [step.layer for step in _walk(file.model, recipe, progress)]
+    calibration = _calibration(source, recipe, data)
+    layers = [step.layer for step in _walk(file.model, recipe, calibration, progress)]
     unique = [layer for layer in layers if layer.converted and layer.shared_with is None]
     saved = sum(layer.float_bytes - layer.packed_bytes for layer in unique)
-    notes = _notes(recipe, layers, data)
+    notes = _notes(recipe, layers, data, calibration)
     return Report(str(source), None, recipe.to_dict(), tuple(layers), notes, file.nbytes, file.nbytes - saved)
 
 
@@ -122,7 +133,32 @@ class _Step:
     quantized: Quantized | None = None
 
 
-def _walk(model: ir.Model, recipe: Recipe, progress: Progress | None) -> Iterator[_Step]:
+def _calibration(source: str | Path, recipe: Recipe, data: object) -> Calibration | None:
+    """Return what the recipe needs to know about activations; None if it needs nothing."""
+    if not needs_calibration(recipe):
+        return None
+    if isinstance(data, Calibration):
+        return data
+    if data is None:
+        raise RecipeError(
+            "static activation scales need calibration data; give feeds or a Calibration (data)"
+        )
+    return calibrate(source, data, second_moments=False)
+
+
+def _statistics(linear: Linear, calibration: Calibration | None) -> LayerStatistics | None:
+    statistics = calibration.layers.get(linear.name) if calibration is not None else None
+    if statistics is not None and calibration is not None and statistics.k != linear.weight.k:
+        raise DataError(
+            f"layer {linear.name!r} has {linear.weight.k} inputs, {statistics.k} in the calibration of "
+            f"{calibration.source}; calibrate this model"
+        )
+    return statistics
+
+
+def _walk(
+    model: ir.Model, recipe: Recipe, calibration: Calibration | None, progress: Progress | None
+) -> Iterator[_Step]:
     found = scan(model)
     check_rules(recipe, found)
     linears = [item for item in found if isinstance(item, Linear)]
@@ -135,13 +171,18 @@ def _walk(model: ir.Model, recipe: Recipe, progress: Progress | None) -> Iterato
         index = next(positions)
         if progress is not None:
             progress(index, len(linears), item.name)
-        yield _step(item, keep_unseen(index, linears, recipe), recipe, done)
+        statistics = _statistics(item, calibration)
+        yield _step(item, keep_unseen(index, linears, recipe), recipe, statistics, done)
     if progress is not None:
         progress(len(linears), len(linears), "")
 
 
 def _step(
-    linear: Linear, keep: Keep | None, recipe: Recipe, done: dict[Hashable, tuple[str, Quantized]]
+    linear: Linear,
+    keep: Keep | None,
+    recipe: Recipe,
+    statistics: LayerStatistics | None,
+    done: dict[Hashable, tuple[str, Quantized]],
 ) -> _Step:
     """Decide one layer and quantize it; `done` holds what was packed before, for tied weights to share."""
     weight = linear.weight
@@ -151,7 +192,7 @@ def _step(
         array = weight.array()
     except EvaluationError as error:
         return _Step(_left(linear, Reason.WEIGHT_NOT_EVALUATED, str(error), weight.n, weight.k))
-    decision = decide(linear, array, recipe)
+    decision = decide(linear, array, recipe, statistics)
     if isinstance(decision, Keep):
         return _Step(_left(linear, decision.reason, decision.detail, weight.n, weight.k))
     key = (weight.key, decision.settings)
@@ -168,6 +209,7 @@ def _step(
         granularity=quantized.granularity,
         planes=quantized.planes,
         activation_bits=decision.activation_bits,
+        activation_scale=decision.activation_scale,
         lossless=quantized.lossless,
         sqnr_db=quantized.sqnr_db,
         zeros=quantized.zeros,
@@ -192,8 +234,10 @@ def _refuse(layers: Sequence[Layer]) -> None:
         )
 
 
-def _notes(recipe: Recipe, layers: Sequence[Layer], data: object) -> tuple[str, ...]:
-    notes = []
+def _notes(
+    recipe: Recipe, layers: Sequence[Layer], data: object, calibration: Calibration | None
+) -> tuple[str, ...]:
+    notes = list(calibration.notes) if calibration is not None else []
     kept = sum(layer.reason is Reason.NOT_TERNARY for layer in layers)
     if recipe.mode == "auto" and kept:
         notes.append(
@@ -202,7 +246,7 @@ def _notes(recipe: Recipe, layers: Sequence[Layer], data: object) -> tuple[str, 
         )
     elif not any(layer.converted for layer in layers):
         notes.append(_nothing_converted(layers))
-    if data is not None:
+    if data is not None and calibration is None:
         notes.append("the calibration data was not used: no step of this recipe needs any")
     return tuple(notes)
 
