@@ -117,6 +117,13 @@ static const char *fill(bn_matmul *layer, const bn_matmul_desc *d)
     return NULL;
 }
 
+/* AMX is at 2500 products per ns with many rows, where VNNI is at 500; where neither is here, tasks
+ * only take longer. */
+static size_t find_pace(uint32_t isas)
+{
+    return bn_find("dot", "i2s", isas)->isa == BN_ISA_amx ? 5 : 1;
+}
+
 static bn_any_fn *find(const char *op, const char *format, uint32_t isas)
 {
     return bn_find(op, format, isas)->fn; /* every op has a scalar kernel, and isas has scalar */
@@ -140,7 +147,9 @@ const char *bn_matmul_create(const bn_matmul_desc *desc, uint32_t isas, bn_matmu
     layer->step = desc->activation_scale;
 
     isas |= UINT32_C(1) << BN_ISA_scalar;
+    layer->pace = find_pace(isas);
     layer->dot = (bn_dot_fn *)find("dot", "i2s", isas);
+    layer->tiles = (bn_tiles_fn *)find("tiles", "config", isas);
     layer->dotf = (bn_dotf_fn *)find("dotf", "i2s", isas);
     layer->actq = (bn_actq_fn *)find("actq", "f32", isas);
     layer->scale_acc = (bn_scale_fn *)find("scale", "i32", isas);

@@ -267,7 +267,6 @@ static void few_rows(const bn_dot_args *a, size_t row)
 void bn_dot_i2s_amx(const bn_dot_args *a)
 {
     const size_t depth = smaller(DEPTH, smaller(a->group_steps, a->steps));
-    const bn_tile_config found = bn_borrow_tiles();
     size_t row = 0;
 
     while (a->rows - row >= FEW) {
@@ -284,7 +283,6 @@ void bn_dot_i2s_amx(const bn_dot_args *a)
         }
         row += rows;
     }
-    bn_return_tiles(&found);
     if (row < a->rows) {
         few_rows(a, row);
     }

@@ -1,15 +1,12 @@
-/* The configuration of AMX's tile registers, which belongs to the thread and which others on the
- * same thread use, too: ONNX Runtime sets its own once per thread and trusts it to stay.
- *
- * bn_borrow_tiles and bn_return_tiles stand around all use.  What the tiles held before is lost, as
- * after any call of a function (System V ABI); so is ours, and a thread that had no tiles has none
- * again, which spares the OS 8 KiB at each switch. */
+/* AMX's tile registers: their configuration, and the instructions made safe for compilers. */
 #ifndef BN_TILES_H
 #define BN_TILES_H
 
 #include <immintrin.h>
 #include <stdint.h>
 #include <string.h>
+
+#include "kernel.h"
 
 typedef struct {
     uint8_t palette, start_row, reserved[14];
@@ -41,30 +38,21 @@ typedef struct {
         BN_MEMORY();                                                                                \
     } while (0)
 
-static inline bn_tile_config bn_borrow_tiles(void)
+static inline bn_tile_config bn_get_tiles(void)
 {
-    bn_tile_config found;
-    _tile_storeconfig(&found);
-    BN_ALL_WRITTEN(&found);
-    return found;
+    bn_tile_config config;
+    _tile_storeconfig(&config);
+    BN_ALL_WRITTEN(&config);
+    return config;
 }
 
 /* Loading takes some 200 cycles and clears the tiles, storing 20. */
 static inline void bn_set_tiles(const bn_tile_config *config)
 {
-    const bn_tile_config now = bn_borrow_tiles();
+    const bn_tile_config now = bn_get_tiles();
     if (memcmp(&now, config, sizeof now) != 0) {
         BN_ALL_READ(config);
         _tile_loadconfig(config);
-    }
-}
-
-static inline void bn_return_tiles(const bn_tile_config *found)
-{
-    if (found->palette == 0) {
-        _tile_release();
-    } else {
-        bn_set_tiles(found);
     }
 }
 

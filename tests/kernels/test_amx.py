@@ -19,9 +19,9 @@ from onnx_bitnet.kernels import Kernel
 HERE = Path(__file__).parent
 EXT = HERE.parents[1] / "ext"
 AMX = Kernel("dot", "i2s", "amx", runs_here=True, chosen=False)
-INIT = bytes(64)
-# Another library's tiles: palette 1, 8 x 32 bytes in each.
-FOREIGN = bytes([1]) + bytes(15) + bytes([32, 0] * 8) + bytes(16) + bytes([8] * 8) + bytes(8)
+INIT = np.zeros(64, np.uint8)
+# Another library's tiles: palette 1, 8 rows of 32 bytes in each.
+FOREIGN = np.array([1] + 15 * [0] + 8 * [32, 0] + 16 * [0] + 8 * [8] + 8 * [0], np.uint8)
 
 
 class DotArgs(ctypes.Structure):
@@ -33,26 +33,37 @@ class DotArgs(ctypes.Structure):
     )
 
 
+class TilesArgs(ctypes.Structure):
+    """bn_tiles_args of ext/kernel.h."""
+
+    _fields_ = (("config", ctypes.c_uint8 * 64), ("back", ctypes.c_int))
+
+
 class Emulated:
-    """The emulated kernel; `config` is what its thread has loaded, as sttilecfg stores it."""
+    """The emulated kernels; `config` is what their thread has loaded, as sttilecfg stores it."""
 
     def __init__(self, library: Path) -> None:
         self._library = ctypes.CDLL(str(library))
         self._library.bn_emulated_state.restype = ctypes.c_void_p
 
     @property
-    def config(self) -> ctypes.Array[ctypes.c_char]:
-        return (ctypes.c_char * 64).from_address(self._library.bn_emulated_state())
+    def config(self) -> np.ndarray:
+        state = self._library.bn_emulated_state()
+        return np.ctypeslib.as_array((ctypes.c_uint8 * 64).from_address(state))
 
     def dot(
         self, panel: np.ndarray, q: np.ndarray, acc: np.ndarray, *, panels: int, group_steps: int, isa: str
     ) -> None:
         assert isa == AMX.isa
         rows, length = q.shape
+        tiles = TilesArgs()
+        self._library.bn_tiles_config_amx(ctypes.byref(tiles))
         pointers = (panel.ctypes.data, q.ctypes.data, acc.ctypes.data)
         self._library.bn_dot_i2s_amx(
             ctypes.byref(DotArgs(*pointers, length, rows, panels, length // 16, group_steps))
         )
+        tiles.back = 1
+        self._library.bn_tiles_config_amx(ctypes.byref(tiles))
 
 
 @pytest.fixture(scope="module")
@@ -63,20 +74,11 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Emulated:
         pytest.skip("needs gcc 11 or newer")
     library = tmp_path_factory.mktemp("amx") / "amx.so"
     rows = re.findall(r'^BN_ISA\((\w+),\s*"([^"]*)"', (EXT / "isa.inc").read_text(), re.M)
+    flags = ["-O2", "-g", "-std=c11", "-shared", "-fPIC", f"-I{EXT}", *dict(rows)["amx"].split()]
     macros = [f"-DBN_HAVE_{name}={int(name in dict(_native.isas()))}" for name, _ in rows]
-    command = [
-        "gcc",
-        "-O2",
-        "-g",
-        "-std=c11",
-        "-shared",
-        "-fPIC",
-        f"-I{EXT}",
-        *macros,
-        *dict(rows)["amx"].split(),
-    ]
-    sources = [EXT / "kernels/dot_i2s_amx.c", EXT / "kernels/dot_i2s_avx512vnni.c"]
-    subprocess.run([*command, "-include", HERE / "amx_emulated.h", *sources, "-o", library], check=True)
+    sources = [*EXT.glob("kernels/*_amx.c"), EXT / "kernels/dot_i2s_avx512vnni.c"]
+    command = ["gcc", *flags, *macros, "-include", HERE / "amx_emulated.h", *sources, "-o", library]
+    subprocess.run(command, check=True)
     return Emulated(library)
 
 
@@ -112,10 +114,10 @@ def test_does_not_overflow(emulated: Emulated, guarded: Guarded, code: int, q: i
 @pytest.mark.parametrize("config", [INIT, FOREIGN], ids=["without tiles", "with tiles of its own"])
 @pytest.mark.parametrize("m", [4, 5, 40])
 def test_leaves_the_thread_its_configuration(
-    emulated: Emulated, guarded: Guarded, config: bytes, m: int
+    emulated: Emulated, guarded: Guarded, config: np.ndarray, m: int
 ) -> None:
     emulated.config[:] = config
     codes, q = np.full((64, 64), 2, np.uint8), np.ones((m, 64), np.int8)
     assert (run_dot(guarded, emulated.dot, AMX, codes, q, 0) == 128).all()
-    assert emulated.config[:] == config
+    assert np.array_equal(emulated.config, config)
     emulated.config[:] = INIT
