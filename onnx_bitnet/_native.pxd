@@ -77,6 +77,10 @@ cdef extern from "kernel.h" nogil:
         int32_t *acc
         size_t q_stride, rows, panels, steps, group_steps
     ctypedef void bn_dot_fn(const bn_dot_args *)
+    ctypedef struct bn_tiles_args:
+        uint8_t config[64]
+        int back
+    ctypedef void bn_tiles_fn(bn_tiles_args *)
     ctypedef struct bn_dotf_args:
         const uint8_t *panel
         const float *x

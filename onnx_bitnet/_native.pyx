@@ -270,8 +270,14 @@ def dot(
     args.panel, args.q, args.acc = &panel[0], &q[0, 0], &acc[0, 0, 0]
     args.q_stride, args.rows, args.panels = q.shape[1], q.shape[0], panels
     args.steps, args.group_steps = steps, group_steps
+    cdef bn_tiles_fn *use_tiles = <bn_tiles_fn *>bn_find("tiles", "config", _allowed(isa)).fn
+    cdef bn_tiles_args tiles
     with nogil:
+        tiles.back = 0
+        use_tiles(&tiles)
         fn(&args)
+        tiles.back = 1
+        use_tiles(&tiles)
 
 
 def dotf(
