@@ -10,20 +10,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from onnx_bitnet import files
 from onnx_bitnet.activations import LayerStatistics
 from onnx_bitnet.calibrate import Calibration, calibrate
-from onnx_bitnet.decide import Keep, check_rules, decide, keep_unseen, needs_calibration
+from onnx_bitnet.decide import Keep, check_rules, decide, keep_unseen, needs_calibration, way
 from onnx_bitnet.errors import DataError, EvaluationError, RecipeError, Refused
-from onnx_bitnet.quantize import Quantized, quantize_layer
+from onnx_bitnet.quantize import LayerSpec, Quantized, quantize_layer
 from onnx_bitnet.recipe import Recipe
 from onnx_bitnet.report import KEPT, Layer, Reason, Report
 from onnx_bitnet.rewrite.cleanup import cleanup
-from onnx_bitnet.rewrite.records import Linear, Refusal
+from onnx_bitnet.rewrite.records import Activations, Linear, Refusal
 from onnx_bitnet.rewrite.replace import Shared, replace
-from onnx_bitnet.rewrite.scan import inline_weight_arguments, scan
+from onnx_bitnet.rewrite.scan import prepare, scan
 from onnx_bitnet.verify import verify
 
 Progress = Callable[[int, int, str], None]
@@ -69,7 +70,7 @@ def convert(
     recipe, output = Recipe.parse(recipe), Path(output)
     file = files.read(source)
     files.check_output(file, output, force=force)
-    inline_weight_arguments(file.model)
+    widened = prepare(file.model)
     packed: dict[str, Quantized] = {}
     layers = []
     shared = Shared.of(file.model)
@@ -97,7 +98,7 @@ def convert(
     with files.staged(file.model, output) as written:
         verify(written, packed)
     nbytes = sum(path.stat().st_size for path in (output, files.data_path(output)) if path.exists())
-    notes = _notes(recipe, layers, data, calibration)
+    notes = _notes(recipe, layers, data, calibration, widened=widened)
     return Report(str(source), str(output), recipe.to_dict(), tuple(layers), notes, file.nbytes, nbytes)
 
 
@@ -115,12 +116,13 @@ def plan(
     """
     recipe = Recipe.parse(recipe)
     file = files.read(source)
-    inline_weight_arguments(file.model)
+    widened = prepare(file.model)
     calibration = _calibration(source, recipe, data)
-    layers = [step.layer for step in _walk(file.model, recipe, calibration, progress)]
-    unique = [layer for layer in layers if layer.converted and layer.shared_with is None]
-    saved = sum(layer.float_bytes - layer.packed_bytes for layer in unique)
-    notes = _notes(recipe, layers, data, calibration)
+    steps = list(_walk(file.model, recipe, calibration, progress))
+    layers = [step.layer for step in steps]
+    unique = [step for step in steps if step.linear is not None and step.layer.shared_with is None]
+    saved = sum(step.linear.weight.file_bytes - step.layer.packed_bytes for step in unique if step.linear)
+    notes = _notes(recipe, layers, data, calibration, widened=widened)
     return Report(str(source), None, recipe.to_dict(), tuple(layers), notes, file.nbytes, file.nbytes - saved)
 
 
@@ -188,6 +190,8 @@ def _step(
     weight = linear.weight
     if keep is not None:
         return _Step(_left(linear, keep.reason, keep.detail, weight.n, weight.k))
+    linear = way(linear, recipe)
+    weight = linear.weight
     try:
         array = weight.array()
     except EvaluationError as error:
@@ -210,6 +214,7 @@ def _step(
         planes=quantized.planes,
         activation_bits=decision.activation_bits,
         activation_scale=decision.activation_scale,
+        activations=_activations(linear, decision),
         lossless=quantized.lossless,
         sqnr_db=quantized.sqnr_db,
         zeros=quantized.zeros,
@@ -218,6 +223,30 @@ def _step(
         shared_with=first,
     )
     return _Step(layer, linear, quantized)
+
+
+def _activations(linear: Linear, spec: LayerSpec) -> str:
+    """Say what becomes of the quantization of activations that the graph does."""
+    found = linear.activations
+    if found is None:
+        return ""
+    if linear.reader is None:
+        why = found.unlike or f"the recipe wants {spec.activation_bits} bits"
+        return (
+            f"left in the graph: {why}{'; its integers are used as they are' * bool(spec.activation_scale)}"
+        )
+    rounding = found.rounding
+    if not rounding and not _is_unit(spec, found):
+        rounding = "the weights of the graph are not -1, 0 and 1"
+    return f"folded, equal within rounding: {rounding}" if rounding else "folded, equal bit for bit"
+
+
+def _is_unit(spec: LayerSpec, found: Activations) -> bool:
+    """Whether the weight is made of -1, 0 and 1 but for the factor that follows the product."""
+    if spec.exact is None or spec.exact.block_size:
+        return False
+    factor = np.abs(np.asarray(found.factor, np.float32)).reshape(-1, 1)
+    return bool(np.all((spec.exact.scale == factor) | (spec.exact.scale == 0)))
 
 
 def _left(item: Linear | Refusal, reason: Reason, detail: str, n: int, k: int) -> Layer:
@@ -235,9 +264,19 @@ def _refuse(layers: Sequence[Layer]) -> None:
 
 
 def _notes(
-    recipe: Recipe, layers: Sequence[Layer], data: object, calibration: Calibration | None
+    recipe: Recipe, layers: Sequence[Layer], data: object, calibration: Calibration | None, *, widened: bool
 ) -> tuple[str, ...]:
     notes = list(calibration.notes) if calibration is not None else []
+    if widened:
+        notes.append(
+            "the model computes in bfloat16, for which onnxruntime has no CPU kernels: its activations, "
+            "inputs and outputs are float32 now, under the same names"
+        )
+    folded = Counter(layer.activations for layer in layers if layer.activations)
+    notes += [
+        f"the activations of {count} layer{'s' * (count > 1)} are quantized in the graph: {what}"
+        for what, count in folded.most_common()
+    ]
     kept = sum(layer.reason is Reason.NOT_TERNARY for layer in layers)
     if recipe.mode == "auto" and kept:
         notes.append(

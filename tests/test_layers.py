@@ -18,6 +18,7 @@ STACK = [
     ["sources", "feeds", "inputs", "random_feeds", "replay"],
     [
         "decide",
+        "nearly",
         "files",
         "metrics",
         "runner",

@@ -199,7 +199,7 @@ class _Edit:
         if (
             bias.stored
             and bias.key == (bias.source, (), 1.0)
-            and bias.dtype == ir.DataType.FLOAT
+            and bias.tensor.dtype == ir.DataType.FLOAT
             and bias.shape == (n,)
             and bias.source.graph is self.graph
         ):
