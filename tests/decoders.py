@@ -6,14 +6,29 @@ import numpy as np
 
 from onnx_bitnet import reference
 
+_MARGIN = 4e-4
+"""Float noise moves 8-bit activations of up to 127 steps by less than this part of a step."""
 
-def forward(of, weights, ids):
+
+def steady(of, weights, length=6):
+    """Return tokens that put no activation so near to the middle of two steps that float noise moves it."""
+    for seed in range(500):
+        ids = np.random.default_rng(seed).integers(0, of.vocabulary, length)
+        margins = []
+        forward(of, weights, ids, margins)
+        if min(margins) > _MARGIN:
+            return ids
+    raise AssertionError("no such tokens")
+
+
+def forward(of, weights, ids, margins=None):
     """Return the logits float32 (sequence, vocabulary) of tokens (sequence,).
 
     Args:
         of: Architecture.
         weights: float tensors by the names that transformers gives them.
         ids: tokens.
+        margins: gets the least distance of an activation to the middle of two steps, for each linear layer.
     """
     x = weights["model.embed_tokens.weight"][ids]
     cosines, sines = of.rope.tables(of.head_size, len(ids))
@@ -21,27 +36,31 @@ def forward(of, weights, ids):
         name = f"model.layers.{index}"
         h = _norm(x, weights[f"{name}.input_layernorm.weight"], of.epsilon)
         q, k, v = (
-            _linear(of, weights, f"{name}.self_attn.{part}_proj", h).reshape(len(ids), -1, of.head_size)
+            _linear(of, weights, f"{name}.self_attn.{part}_proj", h, margins).reshape(
+                len(ids), -1, of.head_size
+            )
             for part in "qkv"
         )
         h = _attention(_turn(q, cosines, sines), _turn(k, cosines, sines), v)
         if of.sub_norms:
             h = _norm(h, weights[f"{name}.self_attn.attn_sub_norm.weight"], of.epsilon)
-        x = x + _linear(of, weights, f"{name}.self_attn.o_proj", h)
+        x = x + _linear(of, weights, f"{name}.self_attn.o_proj", h, margins)
         h = _norm(x, weights[f"{name}.post_attention_layernorm.weight"], of.epsilon)
-        gate, up = (_linear(of, weights, f"{name}.mlp.{part}_proj", h) for part in ("gate", "up"))
+        gate, up = (_linear(of, weights, f"{name}.mlp.{part}_proj", h, margins) for part in ("gate", "up"))
         h = up * (np.maximum(gate, 0) ** 2 if of.activation == "relu2" else gate / (1 + np.exp(-gate)))
         if of.sub_norms:
             h = _norm(h, weights[f"{name}.mlp.ffn_sub_norm.weight"], of.epsilon)
-        x = x + _linear(of, weights, f"{name}.mlp.down_proj", h)
+        x = x + _linear(of, weights, f"{name}.mlp.down_proj", h, margins)
     head = weights["model.embed_tokens.weight" if of.tied else "lm_head.weight"]
     return _norm(x, weights["model.norm.weight"], of.epsilon) @ head.T
 
 
-def _linear(of, weights, name, x):
+def _linear(of, weights, name, x, margins):
     if of.input_epsilon is not None:
         x = _norm(x, weights[f"{name}.rms_norm.weight"], of.input_epsilon)
     q, step = reference.quantize_rows(x.astype(np.float32), of.activation_bits)
+    if margins is not None:
+        margins.append(np.abs(np.abs(x / step.reshape(-1, 1) - q) - 0.5).min())
     return q.astype(np.float32) * step.reshape(-1, 1) @ weights[f"{name}.weight"].T
 
 

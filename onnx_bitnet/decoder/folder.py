@@ -158,6 +158,7 @@ def _config(architecture: Architecture) -> dict[str, Any]:
         "num_hidden_layers": of.layers,
         "num_key_value_heads": of.kv_heads,
     }
+    # genai ends a text at pad_token_id where there is no eos_token_id
     eos = list(of.eos) if len(of.eos) != 1 else of.eos[0]
     model = {
         "type": "llama",

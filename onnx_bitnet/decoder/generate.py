@@ -95,13 +95,15 @@ class Generator:
         """
         tokenizer = self._tokenizer()
         tokens: list[int] = []
-        written = ""
+        whole = written = ""
         for token in self.tokens(tokenizer.encode(prompt).ids, count, sampling):
             tokens.append(token)
             whole = tokenizer.decode(tokens)
             if not whole.endswith(_REPLACEMENT):  # the rest of a character is still to come
                 yield whole[len(written) :]
                 written = whole
+        if whole != written:
+            yield whole[len(written) :]
 
     def tokens(
         self, prompt: Sequence[int], count: int = 128, sampling: Sampling | None = None

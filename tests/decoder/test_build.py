@@ -24,6 +24,13 @@ def built(folder, source, options=EXACT, **others):
     return bn.session(folder / "model.onnx", threads=1)
 
 
+def assert_equal_to_numpy(session, config, weights):
+    architecture = Architecture.of(config, "tiny")
+    ids = decoders.steady(architecture, weights)
+    expected = decoders.forward(architecture, weights, ids)
+    np.testing.assert_allclose(decoders.run(session, ids), expected, atol=1e-4)
+
+
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("base", [checkpoints.CONFIG, checkpoints.LLAMA], ids=["bitnet", "llama"])
 @pytest.mark.parametrize("linear_class", ["bitlinear", "autobitlinear", "online"])
@@ -36,9 +43,7 @@ def test_logits_of_a_checkpoint(tmp_path, base, linear_class, tied):
         config |= {"quantization_config": checkpoints.bitnet(linear_class)}
         arrays = checkpoints.packed(master, linear_class)
     source = checkpoints.write(tmp_path / "checkpoint", config, arrays, shards=2)
-    got = decoders.run(built(tmp_path / "model", source), IDS)
-    expected = decoders.forward(Architecture.of(config, "tiny"), checkpoints.effective(master), IDS)
-    np.testing.assert_allclose(got, expected, atol=1e-4)
+    assert_equal_to_numpy(built(tmp_path / "model", source), config, checkpoints.effective(master))
 
 
 def test_norms_inside_bitlinear(tmp_path):
@@ -46,9 +51,7 @@ def test_norms_inside_bitlinear(tmp_path):
     config = checkpoints.LLAMA | {"quantization_config": quantization}
     master = checkpoints.tensors(config)
     source = checkpoints.write(tmp_path / "checkpoint", config, master)
-    got = decoders.run(built(tmp_path / "model", source), IDS)
-    expected = decoders.forward(Architecture.of(config, "tiny"), checkpoints.effective(master), IDS)
-    np.testing.assert_allclose(got, expected, atol=1e-4)
+    assert_equal_to_numpy(built(tmp_path / "model", source), config, checkpoints.effective(master))
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_prompts_that_do_not_fit(folder):
 
 
 def test_models_that_are_none(folder, tmp_path):
-    with pytest.raises(ModelError, match="tokenizer.json: the model has no tokenizer"):
+    with pytest.raises(ModelError, match=r"tokenizer\.json: the model has no tokenizer"):
         list(Generator(folder, threads=1).text("hello"))
     with pytest.raises(ModelError, match=r"genai_config.json: is missing"):
         Generator(tmp_path)
