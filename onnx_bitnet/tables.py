@@ -12,6 +12,7 @@ from rich.text import Text
 
 from onnx_bitnet.bench import Bench, ModelTimes
 from onnx_bitnet.calibrate import Calibration
+from onnx_bitnet.decoder import Built
 from onnx_bitnet.doctor import Check
 from onnx_bitnet.inspection import Inspection
 from onnx_bitnet.kernels import Kernel
@@ -241,3 +242,26 @@ def _sqnr(metrics: Metrics | None) -> str:
 
 def _yes(value: bool) -> str:
     return "yes" if value else ""
+
+
+def built(built: Built) -> Output:
+    """Show what was built."""
+    of = built.architecture
+    return [
+        f"{built.folder}: {of.layers} layers, hidden {of.hidden}, ffn {of.ffn}, "
+        f"heads {of.heads}/{of.kv_heads}, vocabulary {of.vocabulary}; {size(built.nbytes)}",
+        f"embedding {built.options.embedding}, head {built.options.head}, layers {built.options.format}, "
+        f"{of.activation_bits}-bit activations; {'tokenizer copied' if built.tokenizer else 'no tokenizer'}",
+    ]
+
+
+def built_document(built: Built) -> dict[str, Any]:
+    """Return the same as plain JSON-able values."""
+    return {
+        "schema": "onnx_bitnet.built/1",
+        "folder": str(built.folder),
+        "architecture": dataclasses.asdict(built.architecture),
+        "options": dataclasses.asdict(built.options),
+        "nbytes": built.nbytes,
+        "tokenizer": built.tokenizer,
+    }

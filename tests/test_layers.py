@@ -14,7 +14,7 @@ STACK = [
     ["recipe", "kernels", "formats"],
     ["scales", "activations"],
     ["quantize", "ranges"],
-    ["rewrite", "runtime"],
+    ["rewrite", "runtime", "weights"],
     ["sources", "feeds", "inputs", "random_feeds", "replay"],
     [
         "decide",
@@ -29,7 +29,7 @@ STACK = [
     ],
     ["verify"],
     ["calibrate"],
-    ["convert", "inspection", "doctor", "bench"],
+    ["convert", "inspection", "doctor", "bench", "decoder"],
     ["validation", "validate", "html_report"],
     ["tables"],
     ["__init__"],
@@ -47,7 +47,12 @@ def imported(path: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names.add(node.module)
-            if node.module in ("onnx_bitnet", "onnx_bitnet.rewrite"):
+            if node.module in (
+                "onnx_bitnet",
+                "onnx_bitnet.rewrite",
+                "onnx_bitnet.weights",
+                "onnx_bitnet.decoder",
+            ):
                 names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
 
