@@ -70,6 +70,9 @@ cdef extern from "merge.h" nogil:
         int32_t *code_sum,
     )
 
+cdef extern from "selfcheck.h" nogil:
+    uint32_t bn_right_isas(const bn_kernel *kernels, size_t count, uint32_t isas)
+
 cdef extern from "kernel.h" nogil:
     ctypedef struct bn_dot_args:
         const uint8_t *panel

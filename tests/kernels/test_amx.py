@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from kernels.test_kernels import Guarded, dot_shapes, expected_dot, run_dot
+from kernels.test_kernels import TOP, Guarded, dot_shapes, expected_dot, run_dot
 
 from onnx_bitnet import _native
 from onnx_bitnet.kernels import Kernel
 
 HERE = Path(__file__).parent
 EXT = HERE.parents[1] / "ext"
-AMX = Kernel("dot", "i2s", "amx", runs_here=True, chosen=False)
+KERNELS = [Kernel("dot", form, "amx", runs_here=True, chosen=False) for form in ("i2s", "w4", "w8")]
 INIT = np.zeros(64, np.uint8)
 # Another library's tiles: palette 1, 8 rows of 32 bytes in each.
 FOREIGN = np.array([1] + 15 * [0] + 8 * [32, 0] + 16 * [0] + 8 * [8] + 8 * [0], np.uint8)
@@ -59,15 +59,14 @@ class Emulated:
         *,
         panels: int,
         group_steps: int,
-        format: str,
         isa: str,
+        format: str,
     ) -> None:
-        assert (format, isa) == (AMX.format, AMX.isa)
         rows, length = q.shape
         tiles = TilesArgs()
         self._library.bn_tiles_config_amx(ctypes.byref(tiles))
         pointers = (panel.ctypes.data, q.ctypes.data, acc.ctypes.data)
-        self._library.bn_dot_i2s_amx(
+        getattr(self._library, f"bn_dot_{format}_{isa}")(
             ctypes.byref(DotArgs(*pointers, length, rows, panels, length // 16, group_steps))
         )
         tiles.back = 1
@@ -82,9 +81,9 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Emulated:
         pytest.skip("needs gcc 11 or newer")
     library = tmp_path_factory.mktemp("amx") / "amx.so"
     rows = re.findall(r'^BN_ISA\((\w+),\s*"([^"]*)"', (EXT / "isa.inc").read_text(), re.M)
-    flags = ["-O2", "-g", "-std=c11", "-shared", "-fPIC", f"-I{EXT}", *dict(rows)["amx"].split()]
+    flags = ["-O1", "-g", "-std=c11", "-shared", "-fPIC", f"-I{EXT}", *dict(rows)["amx"].split()]
     macros = [f"-DBN_HAVE_{name}={int(name in dict(_native.isas()))}" for name, _ in rows]
-    sources = [*EXT.glob("kernels/*_amx.c"), EXT / "kernels/dot_i2s_avx512vnni.c"]
+    sources = [*EXT.glob("kernels/*_amx.c"), *EXT.glob("kernels/dot_*_avx512vnni.c")]
     command = ["gcc", *flags, *macros, "-include", HERE / "amx_emulated.h", *sources, "-o", library]
     subprocess.run(command, check=True)
     return Emulated(library)
@@ -102,21 +101,23 @@ def shapes() -> Iterator[tuple[int, int, int, int]]:
             yield m, 64, 300, block_size
 
 
-def test_equals_reference(emulated: Emulated, guarded: Guarded) -> None:
+@pytest.mark.parametrize("kernel", KERNELS, ids=str)
+def test_equals_reference(emulated: Emulated, guarded: Guarded, kernel: Kernel) -> None:
     rng = np.random.default_rng(0)
     for m, n, k, block_size in shapes():
-        codes = rng.integers(0, 4, (n, k), np.uint8)
+        codes = rng.integers(0, TOP[kernel.format] + 1, (n, k), np.uint8)
         q = rng.integers(-128, 128, (m, k)).astype(np.int8)
-        got = run_dot(guarded, emulated.dot, AMX, codes, q, block_size)
+        got = run_dot(guarded, emulated.dot, kernel, codes, q, block_size)
         assert np.array_equal(got, expected_dot(codes, q, block_size)), (m, n, k, block_size)
 
 
+@pytest.mark.parametrize("kernel", KERNELS, ids=str)
 @pytest.mark.parametrize("q", [127, -128])
-@pytest.mark.parametrize("code", [0, 3])
-def test_does_not_overflow(emulated: Emulated, guarded: Guarded, code: int, q: int) -> None:
-    for m, n, k in ((5, 16, 2**18), (33, 17, 8192)):
+def test_does_not_overflow(emulated: Emulated, guarded: Guarded, kernel: Kernel, q: int) -> None:
+    code, longest = TOP[kernel.format], 2**18 if kernel.format == "i2s" else 2**16
+    for m, n, k in ((5, 16, longest), (33, 17, 8192)):
         codes, x = np.full((n, k), code, np.uint8), np.full((m, k), q, np.int8)
-        assert (run_dot(guarded, emulated.dot, AMX, codes, x, 0) == code * q * k).all(), (m, n, k)
+        assert (run_dot(guarded, emulated.dot, kernel, codes, x, 0) == code * q * k).all(), (m, n, k)
 
 
 @pytest.mark.parametrize("config", [INIT, FOREIGN], ids=["without tiles", "with tiles of its own"])
@@ -126,6 +127,6 @@ def test_leaves_the_thread_its_configuration(
 ) -> None:
     emulated.config[:] = config
     codes, q = np.full((64, 64), 2, np.uint8), np.ones((m, 64), np.int8)
-    assert (run_dot(guarded, emulated.dot, AMX, codes, q, 0) == 128).all()
+    assert (run_dot(guarded, emulated.dot, KERNELS[0], codes, q, 0) == 128).all()
     assert np.array_equal(emulated.config, config)
     emulated.config[:] = INIT
