@@ -9,7 +9,7 @@ from onnx_bitnet.quantize import Exact
 # The difference of two numbers some times larger than the result is rounded that much more coarsely.
 _ULPS = 32
 _EPS = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
-_AT_MOST = 1 / 64
+_AT_MOST = 1 / 32
 _ROWS = 256
 
 
