@@ -14,7 +14,7 @@ STACK = [
     ["recipe", "kernels", "formats"],
     ["scales", "activations"],
     ["quantize", "ranges"],
-    ["rewrite", "runtime", "weights"],
+    ["rewrite", "runtime", "torch", "weights"],
     ["sources", "feeds", "inputs", "random_feeds", "replay"],
     [
         "decide",
@@ -84,3 +84,11 @@ def test_the_rewriter_knows_no_runtime_and_the_runtime_no_rewriter():
 def test_the_oracle_knows_only_numpy():
     names = {name.split(".")[0] for name in imported(ROOT / "reference.py")}
     assert names <= {"__future__", "math", "numpy", "ml_dtypes", "typing", "collections"}
+
+
+def test_only_the_package_for_torch_imports_torch():
+    for path in ROOT.rglob("*.py"):
+        if path.relative_to(ROOT).parts[0] != "torch":
+            names = {name.split(".")[0] for name in imported(path)}
+            assert "torch" not in names, path
+            assert not any(name.startswith("onnx_bitnet.torch") for name in imported(path)), path
