@@ -311,18 +311,6 @@ static void split(call *c)
     c->prepare_rows = PREPARE_VALUES / layer->k + 1;
 }
 
-static void run_all(bn_parallel_for *parallel_for, void *context, void (*task)(void *, size_t),
-                    size_t count, call *c)
-{
-    if (parallel_for && count > 1) {
-        parallel_for(context, task, count, c);
-        return;
-    }
-    for (size_t i = 0; i < count; i++) {
-        task(c, i);
-    }
-}
-
 /* Hands out pieces of one allocation; a first pass with memory == NULL measures. */
 typedef struct {
     char *memory;
@@ -376,11 +364,10 @@ const char *bn_matmul_run(const bn_matmul *layer, const void *x, void *y, size_t
     a.used = 0;
     lay_out(&c, &a, prepare_tasks);
 
-    if (supers * estimate_ns(layer, m) < INLINE_NS) {
-        parallel_for = NULL;
-    }
-    run_all(parallel_for, context, prepare, prepare_tasks, &c);
-    run_all(parallel_for, context, multiply, tasks, &c);
+    const int is_small = supers * estimate_ns(layer, m) < INLINE_NS;
+    const bn_threads threads = {is_small ? NULL : parallel_for, context};
+    bn_run_tasks(threads, prepare, prepare_tasks, &c);
+    bn_run_tasks(threads, multiply, tasks, &c);
     free(a.memory);
     return NULL;
 }

@@ -55,6 +55,7 @@ Seed = Annotated[int, typer.Option(help="of random feeds")]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help=".toml or .json; the options below win")]
 Mode = Annotated[str | None, typer.Option(help="auto, lossless or ternary")]
 Format = Annotated[str | None, typer.Option(help="auto, i2s, tl1, tl2 or t5")]
+Layout = Annotated[str | None, typer.Option(help="canonical, or panel: read in place, for low memory")]
 Granularity = Annotated[str | None, typer.Option(help="auto, tensor, channel or block:B")]
 Rounding = Annotated[str | None, typer.Option(help="auto, absmean, twn or mse")]
 Planes = Annotated[int | None, typer.Option(help="planes of codes, 1 to 4")]
@@ -81,6 +82,7 @@ def convert(
     recipe: RecipeFile = None,
     mode: Mode = None,
     format: Format = None,
+    layout: Layout = None,
     granularity: Granularity = None,
     rounding: Rounding = None,
     planes: Planes = None,
@@ -117,6 +119,7 @@ def plan(
     recipe: RecipeFile = None,
     mode: Mode = None,
     format: Format = None,
+    layout: Layout = None,
     granularity: Granularity = None,
     rounding: Rounding = None,
     planes: Planes = None,

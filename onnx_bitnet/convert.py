@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from onnx_bitnet.activations import LayerStatistics
 from onnx_bitnet.calibrate import Calibration, calibrate
 from onnx_bitnet.decide import Keep, check_rules, decide, keep_unseen, needs_calibration, way
 from onnx_bitnet.errors import DataError, EvaluationError, RecipeError, Refused
+from onnx_bitnet.formats import panel_shape
 from onnx_bitnet.quantize import LayerSpec, Quantized, quantize_layer
 from onnx_bitnet.recipe import Recipe
 from onnx_bitnet.report import KEPT, Layer, Reason, Report
@@ -85,6 +87,7 @@ def convert(
                 step.quantized,
                 activation_bits=step.layer.activation_bits,
                 activation_scale=step.layer.activation_scale,
+                layout=recipe.layout,
                 shared=shared,
             )
     if strict:
@@ -219,10 +222,16 @@ def _step(
         sqnr_db=quantized.sqnr_db,
         zeros=quantized.zeros,
         float_bytes=array.nbytes,
-        packed_bytes=quantized.nbytes,
+        packed_bytes=quantized.nbytes + _padding(quantized, recipe.layout),
         shared_with=first,
     )
     return _Step(layer, linear, quantized)
+
+
+def _padding(quantized: Quantized, layout: str) -> int:
+    """Bytes that a layout adds to the codes."""
+    whole = math.prod(panel_shape(quantized.n, quantized.k)) * quantized.planes
+    return whole - quantized.weight.nbytes if layout == "panel" else 0
 
 
 def _activations(linear: Linear, spec: LayerSpec) -> str:

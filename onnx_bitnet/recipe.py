@@ -18,6 +18,7 @@ from onnx_bitnet.errors import RecipeError
 MODES = ("auto", "lossless", "ternary")
 FORMATS = ("auto", "i2s", "tl1", "tl2", "t5")
 _TERNARY_FORMATS = FORMATS[2:]
+LAYOUTS = ("canonical", "panel")
 ROUNDINGS = ("auto", "absmean", "twn", "mse")
 # "dynamic": each row by its own peak; the others: one step for all rows, from calibration, see ranges.py.
 ACTIVATION_SCALES = ("dynamic", "minmax", "percentile", "mse", "kl", "moving-average")
@@ -117,6 +118,8 @@ class Recipe:
             `ternary` converts every layer, whatever it costs.
         format: canonical weight format in the file. `i2s` (`auto`) loads fastest; `tl2` and `t5` are smaller,
             `tl1` is not, and the three hold ternary codes only. Speed and results are the same.
+        layout: `panel` stores i2s codes in the order in which kernels read them, which they then do where the
+            file is mapped: a session starts at once and keeps no copy, but runs slower from small pages.
         granularity: what shares a scale: `tensor`, `channel`, `block:128`, or `auto`.
         rounding: how codes and scales are chosen for weights that are not ternary:
             `absmean` (BitNet b1.58), `twn` (Ternary Weight Networks), `mse` (exact optimum), or `auto`.
@@ -136,6 +139,7 @@ class Recipe:
 
     mode: str = "auto"
     format: str = "auto"
+    layout: str = "canonical"
     granularity: str = "auto"
     rounding: str = "auto"
     planes: int = 1
@@ -149,6 +153,10 @@ class Recipe:
     def __post_init__(self) -> None:
         object.__setattr__(self, "rules", tuple(Rule.parse(rule) for rule in self.rules))
         check_layer_fields(dataclasses.asdict(self))
+        _one_of("layout", self.layout, LAYOUTS)
+        formats = {self.format, *(rule.overrides.get("format") for rule in self.rules)}
+        if self.layout == "panel" and formats & set(_TERNARY_FORMATS):
+            raise RecipeError("layout 'panel' holds i2s codes only; leave it out, or use format 'i2s'")
         for rule in self.rules:
             check_layer_fields(rule.overrides)
             if self.mode == "lossless" and (rule.action in ("int4", "int8") or "mode" in rule.overrides):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from onnx_bitnet.formats import FORMATS
+from onnx_bitnet.formats import FORMATS, PANEL_OP, to_panels
 from onnx_bitnet.quantize import Quantized
 from onnx_bitnet.rewrite.cleanup import release
 from onnx_bitnet.rewrite.functions import DOMAIN, FUNCTIONS, VERSION
@@ -82,6 +82,7 @@ def replace(
     *,
     activation_bits: int,
     activation_scale: float = 0.0,
+    layout: str = "canonical",
     shared: Shared | None = None,
 ) -> ir.Node:
     """Replace one layer by the packed op and return that.
@@ -97,15 +98,16 @@ def replace(
         quantized: its weight, `linear.weight.array()`, packed.
         activation_bits: 8, 16 or 32.
         activation_scale: step of statically quantized activations; 0 quantizes each row by its own peak.
+        layout: `panel` for i2s weights that lie in the file as kernels read them, or `canonical`.
         shared: the same object for all replacements in a model; None if there is only this one.
     """
-    op_type = FORMATS[quantized.format].op_type
+    op_type = PANEL_OP if layout == "panel" else FORMATS[quantized.format].op_type
     _declare(model, linear.root, op_type)
     edit = _Edit(linear, shared or Shared.of(model))
     x = linear.x
     for reshaping in linear.before:
         x = edit.reshape(x, reshaping)
-    packed = edit.packed(quantized)
+    packed = edit.packed(quantized, layout)
     node = ir.Node(
         DOMAIN,
         op_type,
@@ -180,11 +182,13 @@ class _Edit:
             addend = self.op("Mul", [addend, constant])
         return self.op("Add", [value, addend])
 
-    def packed(self, quantized: Quantized) -> Iterator[ir.Value]:
+    def packed(self, quantized: Quantized, layout: str) -> Iterator[ir.Value]:
         """Yield weight, scale and, where the format has one, zero point."""
         weight = self.linear.weight
         base = weight.name
         tensors = {quantized.format: quantized.weight, "scale": quantized.scale}
+        if layout == "panel":
+            tensors = {"panel": to_panels(quantized.weight, quantized.k), "scale": quantized.scale}
         if FORMATS[quantized.format].four_levels:
             tensors["zero_point"] = quantized.zero_point
         for suffix, array in tensors.items():

@@ -111,3 +111,14 @@ def test_whole_models():
     shown = run("models.py", "digits", "--threads", 1, "--rounds", 1)
     assert "| digits | batch 64 | 1 |" in shown
     assert "| digits | memory, MB |" in shown
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_of_sessions_is_bounded(tmp_path):
+    """A session holds each weight once, two share them, and panels in the file are not copied."""
+    shown = run("memory.py", "--layers", 4, "--variants", "i2s", "panel", "--folder", tmp_path)
+    rows = [line.strip("| ").split(" | ") for line in shown.splitlines()[-4:]]
+    assert [row[:2] for row in rows] == [[f"{name}, 70 MB", n] for name in ("i2s", "panel") for n in "12"]
+    assert max(float(row[-1]) for row in rows) <= 1.3
+    assert max(float(row[4]) for row in rows[2:]) <= 20  # MB of the process's own
+    assert not list(tmp_path.iterdir())

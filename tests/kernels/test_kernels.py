@@ -449,3 +449,18 @@ def test_compare_sums_in_lanes(kernel: Kernel, guarded: Guarded) -> None:
             assert error == lanes((wide - decoded) ** 2), k
             assert signal == lanes(wide**2), k
             assert zeros == np.count_nonzero(decoded == 0), k
+
+
+@every("panel")
+def test_panel(kernel: Kernel, guarded: Guarded) -> None:
+    """Words of 4 x 4 fields change rows for columns, inside and among each other."""
+    rng = np.random.default_rng(0)
+    for width in (1, 2, 3, 4):
+        for steps in (*range(1, 20), 31, 32, 33, 160):
+            rows = guarded(rng.integers(0, 256, (16 * width, 4 * steps), np.uint8))
+            out = guarded(np.zeros(rows.size, np.uint8))
+            _native.panel(rows, out, isa=kernel.isa)
+            fields = rows[..., None] >> np.array([0, 2, 4, 6], np.uint8) & 3
+            words = fields.reshape(16 * width, steps, 4, 4).transpose(1, 0, 3, 2)
+            expected = (words << np.array([0, 2, 4, 6], np.uint8)).sum(axis=-1, dtype=np.uint8)
+            assert np.array_equal(out, expected.reshape(-1))
