@@ -66,11 +66,14 @@ typedef struct {
 } bn_actq_args;
 typedef void bn_actq_fn(const bn_actq_args *a);
 
-/* scale: y[row][output] += term * (factor[row] * scale[g][output]) for g in order, with
+/* scale: y[row][output] = before[row][output] + term * (factor[row] * scale[g][output]) for g in
+ * order, with
  *     term = (float)(sum of code * q - zero_point * sum of q)
  * from exact integers in double, and the product of the last two floats rounded before it is used.
  * With two parts (16-bit q) rows 2r and 2r + 1 of acc are the products with hi and lo:
- *     sum of code * q = 256 acc_hi + acc_lo + 128 * sum of code. */
+ *     sum of code * q = 256 acc_hi + acc_lo + 128 * sum of code.
+ * The last groups come with a bias: then y[row][output] = y[row][output] * rescale[row] + bias[output],
+ * with the product rounded before it is used. */
 typedef struct {
     const int32_t *acc;      /* (parts * rows, groups, 64) */
     const int64_t *sum;      /* (rows, sum_stride) of which (rows, groups) are used: sums of q */
@@ -79,8 +82,11 @@ typedef struct {
     const float *zero_point; /* (groups, 64), or NULL: */
     int32_t zero;            /* all are this, and sum((code - zero) q) fits 32 bits */
     const float *factor;     /* (rows) */
-    float *y;                /* (rows, 64), only 16 * panels of them are touched */
-    size_t rows, parts, groups, sum_stride, panels;
+    const float *before;     /* (rows, 64), may be y; NULL: zeros */
+    const float *bias;       /* (64), or NULL: more groups follow */
+    const float *rescale;    /* (rows), used with bias */
+    float *y;                /* (rows, y_stride) of which (rows, 16 * panels) are written */
+    size_t rows, parts, groups, sum_stride, y_stride, panels;
 } bn_scale_args;
 typedef void bn_scale_fn(const bn_scale_args *a);
 

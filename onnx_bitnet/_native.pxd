@@ -118,8 +118,11 @@ cdef extern from "kernel.h" nogil:
         const float *zero_point
         int32_t zero
         const float *factor
+        const float *before
+        const float *bias
+        const float *rescale
         float *y
-        size_t rows, parts, groups, sum_stride, panels
+        size_t rows, parts, groups, sum_stride, y_stride, panels
     ctypedef void bn_scale_fn(const bn_scale_args *)
     ctypedef struct bn_widen_args:
         const uint16_t *x

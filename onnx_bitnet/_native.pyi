@@ -41,6 +41,9 @@ def scale(
     panels: int,
     isa: str,
     zero: int = 1,
+    before: Array | None = None,
+    bias: Array | None = None,
+    rescale: Array | None = None,
 ) -> None: ...
 def widen(x: Array, y: Array, *, isa: str) -> None: ...
 def narrow(x: Array, y: Array, *, isa: str) -> None: ...

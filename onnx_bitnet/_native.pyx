@@ -418,8 +418,11 @@ def scale(
     size_t panels,
     isa,
     int zero=1,
+    const float[:, ::1] before=None,
+    const float[::1] bias=None,
+    const float[::1] rescale=None,
 ):
-    """Run the kernel `scale i32` of one instruction set: add products of one super-panel to y.
+    """Run the kernel `scale i32` of one instruction set: scale products of one super-panel.
 
     Args:
         acc: (parts * rows, groups, 64), parts 1 or 2.
@@ -428,17 +431,26 @@ def scale(
         scale: (groups, 64).
         zero_point: (groups, 64), or None: all are `zero`.
         factor: (rows,).
-        y: in and out (rows, 64).
+        y: out (rows, at least 16 * panels).
         panels: vectors side by side, 1 to 4.
         isa: name of the kernel's instruction set.
         zero: the zero point where there is no table of them.
+        before: (rows, 64), what the products are added to, or None for zeros.
+        bias: (64,) with rescale (rows,), or None: y is left without them.
     """
     cdef Py_ssize_t rows = factor.shape[0], groups = scale.shape[0]
     _require(rows > 0 and groups > 0 and 1 <= panels <= 4, "rows, groups and panels must be at least 1")
     _require(acc.shape[0] in (rows, 2 * rows), "acc must have one or two parts for each row")
     _require({acc.shape[1], sums.shape[1], code_sum.shape[0]} == {groups}, "groups differ")
     _require(sums.shape[0] == rows and y.shape[0] == rows, "rows differ")
-    lanes = {acc.shape[2], code_sum.shape[1], scale.shape[1], y.shape[1]}
+    _require(y.shape[1] >= 16 * panels, "y must have 16 * panels columns")
+    lanes = {acc.shape[2], code_sum.shape[1], scale.shape[1]}
+    if before is not None:
+        lanes.add(before.shape[1])
+        _require(before.shape[0] == rows, "rows differ")
+    if bias is not None:
+        lanes.add(bias.shape[0])
+        _require(rescale is not None and rescale.shape[0] == rows, "rows differ")
     if zero_point is not None:
         lanes.add(zero_point.shape[1])
         _require(zero_point.shape[0] == groups, "groups differ")
@@ -448,11 +460,15 @@ def scale(
     args.acc, args.sum, args.code_sum = &acc[0, 0, 0], &sums[0, 0], &code_sum[0, 0]
     args.zero = zero
     args.scale, args.factor, args.y = &scale[0, 0], &factor[0], &y[0, 0]
-    args.zero_point = NULL
+    args.zero_point = args.before = args.bias = args.rescale = NULL
     if zero_point is not None:
         args.zero_point = &zero_point[0, 0]
+    if before is not None:
+        args.before = &before[0, 0]
+    if bias is not None:
+        args.bias, args.rescale = &bias[0], &rescale[0]
     args.rows, args.parts, args.groups = rows, acc.shape[0] // rows, groups
-    args.sum_stride, args.panels = groups, panels
+    args.sum_stride, args.y_stride, args.panels = groups, y.shape[1], panels
     with nogil:
         fn(&args)
 

@@ -239,13 +239,27 @@ def test_scale_equals_scalar(kernel: Kernel, guarded: Guarded, parts: int, zero_
         zero = 128 if zero_point == "128" else 1
         sums //= zero
         factor = guarded(rng.random(rows, np.float32))
-        start = rng.normal(size=(rows, 64)).astype(np.float32)
-        got, expected = guarded(start), guarded(start)
-        for y, isa in ((got, kernel.isa), (expected, "scalar")):
-            _native.scale(acc, sums, code_sum, scale, zeros, factor, y, panels=panels, isa=isa, zero=zero)
-        assert np.array_equal(got, expected)
-        assert np.array_equal(got[:, panels * 16 :], start[:, panels * 16 :])
-        assert not np.array_equal(got[:, : panels * 16], start[:, : panels * 16])
+        start = guarded(rng.normal(size=(rows, 64)).astype(np.float32))
+        last = {"bias": guarded(np.arange(64, dtype=np.float32)), "rescale": factor}
+        for columns, options in ((64, {"before": start}), (16 * panels, {}), (80, {"before": start, **last})):
+            ys = [guarded(np.full((rows, columns), 77, np.float32)) for _ in range(2)]
+            for y, isa in zip(ys, (kernel.isa, "scalar"), strict=True):
+                _native.scale(
+                    acc,
+                    sums,
+                    code_sum,
+                    scale,
+                    zeros,
+                    factor,
+                    y,
+                    panels=panels,
+                    isa=isa,
+                    zero=zero,
+                    **options,
+                )
+            assert np.array_equal(*ys)
+            assert (ys[0][:, panels * 16 :] == 77).all()
+            assert not (ys[0][:, : panels * 16] == 77).any()
 
 
 @every("widen")
