@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 import onnx_bitnet as bn
@@ -209,6 +210,9 @@ def test_exported_model_converts_losslessly(granularity, tmp_path):
     assert {layer.granularity for layer in report.converted} == {granularity}
     (y,) = bn.session(tmp_path / "packed.onnx").run(None, {"x": x.numpy()})
     np.testing.assert_allclose(y, expected, atol=2e-5)
+    if granularity == "tensor":
+        stock = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+        np.testing.assert_array_equal(y, stock.run(None, {"x": x.numpy()})[0])
 
 
 def batches() -> list[torch.Tensor]:
