@@ -129,6 +129,8 @@ class Recipe:
         rules: exceptions by layer, see `Rule`; a rule that matches no layer is an error.
         keep_first: leave the first linear layer float.
         keep_last: leave the last linear layer float.
+        fuse: let layers that read the same activations, such as q, k and v, be one op and a Split. Results
+            are the same bits; docs/speed.md says what it gains.
 
     >>> Recipe(mode="ternary", granularity="block:128").mode
     'ternary'
@@ -145,10 +147,13 @@ class Recipe:
     rules: tuple[Rule, ...] = ()
     keep_first: bool = False
     keep_last: bool = False
+    fuse: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rules", tuple(Rule.parse(rule) for rule in self.rules))
         check_layer_fields(dataclasses.asdict(self))
+        if not isinstance(self.fuse, bool):
+            raise RecipeError(f"fuse = {self.fuse!r} is not known; use true or false")
         for rule in self.rules:
             check_layer_fields(rule.overrides)
             if self.mode == "lossless" and (rule.action in ("int4", "int8") or "mode" in rule.overrides):
