@@ -72,19 +72,27 @@ def _key(op: Placed) -> Hashable:
 
 
 def concatenate(parts: Sequence[Quantized]) -> Quantized:
-    """Return the matrix of the outputs of all parts, which differ in codes, scales and number of outputs."""
-    first = parts[0]
-    groups = max(part.scale.shape[2] for part in parts)
-    scales = [np.broadcast_to(part.scale, (part.planes, part.n, groups)) for part in parts]
+    """Return the matrix of all parts' outputs, one part after the other; K, format and planes are the same.
+
+    Nothing is lost: each output keeps its own scales, spread over the smallest blocks that a part has.
+    """
+    k, planes = parts[0].k, parts[0].planes
+    block_size = min((part.block_size for part in parts if part.block_size), default=0)
+    first = np.arange(-(-k // (block_size or k))) * block_size
+    scales = [
+        np.broadcast_to(part.scale[..., first // (part.block_size or k)], (planes, part.n, len(first)))
+        for part in parts
+    ]
     n = sum(part.n for part in parts)
     lossless = all(part.lossless for part in parts)
     return replace(
-        first,
+        parts[0],
         n=n,
+        block_size=block_size,
         weight=np.concatenate([part.weight for part in parts], axis=1),
         scale=np.concatenate(scales, axis=1),
         lossless=lossless,
-        sqnr_db=None if lossless else min(p.sqnr_db for p in parts if p.sqnr_db is not None),
+        sqnr_db=None if lossless else min(part.sqnr_db for part in parts if part.sqnr_db is not None),
         zeros=sum(part.zeros * part.n for part in parts) / n,
     )
 
