@@ -70,6 +70,7 @@ CalibrationData = Annotated[
 Keep = Annotated[list[str] | None, typer.Option(help="layers to leave float: a glob, or re: and a regex")]
 KeepFirst = Annotated[bool | None, typer.Option("--keep-first", help="leave the first layer float")]
 KeepLast = Annotated[bool | None, typer.Option("--keep-last", help="leave the last layer float")]
+Fuse = Annotated[bool | None, typer.Option("--fuse", help="one op for layers with the same input")]
 
 
 @app.command()
@@ -93,6 +94,7 @@ def convert(
     keep: Keep = None,
     keep_first: KeepFirst = None,
     keep_last: KeepLast = None,
+    fuse: Fuse = None,
     force: Annotated[bool, typer.Option("--force", help="overwrite the output")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="exit with 4 if a layer is refused")] = False,
     as_json: AsJson = False,
@@ -130,6 +132,7 @@ def plan(
     keep: Keep = None,
     keep_first: KeepFirst = None,
     keep_last: KeepLast = None,
+    fuse: Fuse = None,
     as_json: AsJson = False,
     verbose: Verbose = True,
 ) -> None:

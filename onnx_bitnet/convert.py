@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections import Counter
@@ -24,6 +25,7 @@ from onnx_bitnet.quantize import LayerSpec, Quantized, quantize_layer
 from onnx_bitnet.recipe import Recipe
 from onnx_bitnet.report import KEPT, Layer, Reason, Report
 from onnx_bitnet.rewrite.cleanup import cleanup
+from onnx_bitnet.rewrite.fuse import Placed, fuse
 from onnx_bitnet.rewrite.records import Activations, Linear, Refusal
 from onnx_bitnet.rewrite.replace import Shared, replace
 from onnx_bitnet.rewrite.scan import prepare, scan
@@ -73,15 +75,14 @@ def convert(
     file = files.read(source)
     files.check_output(file, output, force=force)
     widened = prepare(file.model)
-    packed: dict[str, Quantized] = {}
+    placed = []
     layers = []
     shared = Shared.of(file.model)
     calibration = _calibration(source, recipe, data)
     for step in _walk(file.model, recipe, calibration, progress):
         layers.append(step.layer)
         if step.linear is not None and step.quantized is not None:
-            packed[step.linear.name] = step.quantized
-            replace(
+            node = replace(
                 file.model,
                 step.linear,
                 step.quantized,
@@ -90,8 +91,13 @@ def convert(
                 layout=recipe.layout,
                 shared=shared,
             )
+            name, root = step.linear.name, step.linear.root
+            placed.append(Placed(name, node, step.quantized, root, (name,)))
     if strict:
         _refuse(layers)
+    if recipe.fuse:
+        placed = fuse(placed, shared)
+        layers = _with_ops(layers, placed)
     cleanup(file.model)
     file.model.metadata_props["onnx_bitnet.version"] = version("onnx-bitnet")
     file.model.metadata_props["onnx_bitnet.recipe"] = json.dumps(recipe.to_dict(), sort_keys=True)
@@ -99,7 +105,7 @@ def convert(
         {layer.name: layer.reason.value for layer in layers if layer.reason is not None}
     )
     with files.staged(file.model, output) as written:
-        verify(written, packed)
+        verify(written, {op.name: op.quantized for op in placed})
     nbytes = sum(path.stat().st_size for path in (output, files.data_path(output)) if path.exists())
     notes = _notes(recipe, layers, data, calibration, widened=widened)
     return Report(str(source), str(output), recipe.to_dict(), tuple(layers), notes, file.nbytes, nbytes)
@@ -260,6 +266,12 @@ def _is_unit(spec: LayerSpec, found: Activations) -> bool:
 
 def _left(item: Linear | Refusal, reason: Reason, detail: str, n: int, k: int) -> Layer:
     return Layer(item.name, item.node.op_type, item.where, n, k, reason, detail)
+
+
+def _with_ops(layers: Sequence[Layer], placed: Sequence[Placed]) -> list[Layer]:
+    """Note down in which op each fused layer is."""
+    names = {name: op.name for op in placed for name in op.layers if len(op.layers) > 1}
+    return [dataclasses.replace(layer, fused=names.get(layer.name)) for layer in layers]
 
 
 def _refuse(layers: Sequence[Layer]) -> None:

@@ -132,6 +132,8 @@ class Recipe:
         rules: exceptions by layer, see `Rule`; a rule that matches no layer is an error.
         keep_first: leave the first linear layer float.
         keep_last: leave the last linear layer float.
+        fuse: let layers that read the same activations, such as q, k and v, be one op and a Split. Results
+            are the same bits; docs/speed.md says what it gains.
 
     >>> Recipe(mode="ternary", granularity="block:128").mode
     'ternary'
@@ -149,6 +151,7 @@ class Recipe:
     rules: tuple[Rule, ...] = ()
     keep_first: bool = False
     keep_last: bool = False
+    fuse: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rules", tuple(Rule.parse(rule) for rule in self.rules))
@@ -157,6 +160,8 @@ class Recipe:
         formats = {self.format, *(rule.overrides.get("format") for rule in self.rules)}
         if self.layout == "panel" and formats & set(_TERNARY_FORMATS):
             raise RecipeError("layout 'panel' holds i2s codes only; leave it out, or use format 'i2s'")
+        if not isinstance(self.fuse, bool):
+            raise RecipeError(f"fuse = {self.fuse!r} is not known; use true or false")
         for rule in self.rules:
             check_layer_fields(rule.overrides)
             if self.mode == "lossless" and (rule.action in ("int4", "int8") or "mode" in rule.overrides):

@@ -18,6 +18,9 @@ from onnx_bitnet.rewrite.records import Linear, Reshaping, unique
 LAYER = f"{DOMAIN}.layer"
 X = f"{DOMAIN}.x"
 Y = f"{DOMAIN}.y"
+LAYERS = f"{DOMAIN}.layers"
+SEPARATOR = "\n"
+"""Between the names in `Y` and `LAYERS` of an op that stands for several layers."""
 
 _FUNCTIONS_SINCE = 8  # IR version
 _UNSQUEEZE_INPUT_SINCE = 13  # opset
