@@ -111,3 +111,27 @@ def test_whole_models():
     shown = run("models.py", "digits", "--threads", 1, "--rounds", 1)
     assert "| digits | batch 64 | 1 |" in shown
     assert "| digits | memory, MB |" in shown
+
+
+def test_a_decoder_is_timed():
+    small = ("--geometry", "tiny", "--threads", 1, "--prefill", 8, "--decode", 2, "--rounds", 1)
+    shown = run("decoder.py", *small, "--head", "int8", "--types")
+    assert "| ours, head int8 | 1 |" in shown
+    assert "| MatMulI2S |" in shown
+
+
+def test_llama_files_are_ternary(tmp_path):
+    pytest.importorskip("gguf", reason="install the extra [text]")
+    import sys as system
+
+    system.path.insert(0, str(BENCH))
+    import llama_files
+
+    from onnx_bitnet.decoder import GEOMETRIES
+
+    architecture = GEOMETRIES["tiny"].replace(hidden=256, ffn=512, vocabulary=512)
+    llama_files.write(tmp_path / "model.gguf", architecture, "TQ2_0")
+    weights = bn.load_weights(tmp_path / "model.gguf")
+    assert len(weights) == 7 * architecture.layers
+    assert {weight.granularity for weight in weights.values()} == {"tensor"}
+    assert weights.others["token_embd.weight"].shape == (512, 256)
