@@ -122,3 +122,25 @@ def test_memory_of_sessions_is_bounded(tmp_path):
     assert max(float(row[-1]) for row in rows) <= 1.3
     assert max(float(row[4]) for row in rows[2:]) <= 20  # MB of the process's own
     assert not list(tmp_path.iterdir())
+
+
+def test_a_decoder_is_timed():
+    small = ("--geometry", "tiny", "--threads", 1, "--prefill", 8, "--decode", 2, "--rounds", 1)
+    shown = run("decoder.py", *small, "--head", "int8", "--types")
+    assert "| ours, head int8 | 1 |" in shown
+    assert "| MatMulI2S |" in shown
+
+
+def test_llama_files_are_ternary(tmp_path):
+    pytest.importorskip("gguf", reason="install the extra [text]")
+    sys.path.insert(0, str(BENCH))
+    import llama_files
+
+    from onnx_bitnet.decoder import GEOMETRIES
+
+    architecture = GEOMETRIES["tiny"].replace(hidden=256, ffn=512, vocabulary=512)
+    llama_files.write(tmp_path / "model.gguf", architecture, "TQ2_0")
+    weights = bn.load_weights(tmp_path / "model.gguf")
+    assert len(weights) == 7 * architecture.layers
+    assert {weight.granularity for weight in weights.values()} == {"tensor"}
+    assert weights.others["token_embd.weight"].shape == (512, 256)
