@@ -128,16 +128,22 @@ class BitLinear(nn.Linear):
 class TernaryLinear(nn.Module):
     """What a trained BitLinear computes, in the plain ops that exporters write and `convert` recognizes.
 
-    With one scale for a matrix or an output the product is one of integers, and the packed op computes the
-    same bits; with one for a block of inputs it is one of floats. The weights are exactly ternary in both.
+    With 8-bit activations and one scale for a matrix or an output the product is one of integers, and the
+    packed op computes the same bits. With a scale for a block of inputs, more bits, or half precision, which
+    does not hold such integers, it is one of floats. The weights are exactly ternary in both.
     """
+
+    weight: Tensor
+    scale: Tensor | None
+    bias: Tensor | None
 
     def __init__(self, layer: BitLinear) -> None:
         """Take the ternary weights and the bias of a layer; they train no more."""
         super().__init__()
         self.activation_bits = layer.activation_bits
         weight, scale = layer.ternary().detach(), layer.scales().detach()
-        integer = scale.shape[1] == 1 and layer.activation_bits < 32
+        wide = weight.dtype in (torch.float32, torch.float64)
+        integer = wide and scale.shape[1] == 1 and layer.activation_bits == 8
         self.register_buffer("weight", weight.sign() if integer else weight)
         self.register_buffer("scale", scale.flatten() if integer else None)
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone())
