@@ -54,7 +54,7 @@ class BitLinear(nn.Linear):
             dtype: as for nn.Linear.
 
         Raises:
-            RecipeError: granularity or activation_bits is none of these.
+            RecipeError: an option is none of these.
         """
         super().__init__(in_features, out_features, bias, device, dtype)
         Recipe(granularity=granularity, activation_bits=activation_bits)  # refuses what does not exist
@@ -62,6 +62,10 @@ class BitLinear(nn.Linear):
             raise RecipeError(
                 "a BitLinear layer cannot choose granularity or activation_bits itself: name them"
             )
+        if scale not in ("absmean", "learned"):
+            raise RecipeError(f"scale {scale!r} does not exist; use absmean or learned")
+        if not 0 <= noise <= 1:
+            raise RecipeError(f"noise {noise} is no share of the weights; use 0 to 1")
         self.granularity = granularity
         self.activation_bits = activation_bits
         self.noise = noise
