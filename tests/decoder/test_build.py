@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import checkpoints
 import decoders
@@ -165,6 +166,17 @@ def test_large_tensors_start_on_pages(tmp_path):
     ]
     assert external
     assert all(tensor.offset % 4096 == 0 for tensor in external)
+
+
+def test_memory_holds_a_layer_not_the_model(tmp_path):
+    architecture = GEOMETRIES["tiny"].replace(layers=24, hidden=512, ffn=2048)
+    tracemalloc.start()
+    try:
+        built = build(architecture, tmp_path / "model")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < built.nbytes / 3
 
 
 def test_errors_of_a_folder(tmp_path):
