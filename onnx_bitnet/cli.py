@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import signal
 import sys
@@ -21,7 +20,7 @@ from onnx_bitnet.bench import bench as bench_models
 from onnx_bitnet.doctor import examine
 from onnx_bitnet.errors import BitNetError, RecipeError
 from onnx_bitnet.inspection import inspect as inspect_file
-from onnx_bitnet.recipe import Recipe
+from onnx_bitnet.options import Given, to_recipe, with_recipe
 from onnx_bitnet.validate import load_metric
 
 FAILURE, GATE_FAILED = 1, 3
@@ -48,37 +47,15 @@ Data = Annotated[
 Dim = Annotated[list[str] | None, typer.Option(help="NAME=SIZE of a symbolic dimension of random feeds")]
 Seed = Annotated[int, typer.Option(help="of random feeds")]
 
-RecipeFile = Annotated[Path | None, typer.Option("--recipe", help=".toml or .json; the options below win")]
-Mode = Annotated[str | None, typer.Option(help="auto, lossless or ternary")]
-Format = Annotated[str | None, typer.Option(help="auto, i2s, tl1, tl2 or t5")]
-Granularity = Annotated[str | None, typer.Option(help="auto, tensor, channel or block:B")]
-Rounding = Annotated[str | None, typer.Option(help="auto, absmean, twn or mse")]
-Planes = Annotated[int | None, typer.Option(help="planes of codes, 1 to 4")]
-Levels = Annotated[int | None, typer.Option(help="3 (ternary) or 4 codes")]
-ActivationBits = Annotated[str | None, typer.Option(help="auto, 8, 16 or 32")]
-Keep = Annotated[list[str] | None, typer.Option(help="layers to leave float: a glob, or re: and a regex")]
-KeepFirst = Annotated[bool | None, typer.Option("--keep-first", help="leave the first layer float")]
-KeepLast = Annotated[bool | None, typer.Option("--keep-last", help="leave the last layer float")]
-
 
 @app.command()
+@with_recipe
 def convert(
-    ctx: typer.Context,
     source: Source,
+    recipe: Given,
     output: Annotated[
         Path | None, typer.Argument(help="default: the input's name with .bitnet.onnx", show_default=False)
     ] = None,
-    recipe: RecipeFile = None,
-    mode: Mode = None,
-    format: Format = None,
-    granularity: Granularity = None,
-    rounding: Rounding = None,
-    planes: Planes = None,
-    levels: Levels = None,
-    activation_bits: ActivationBits = None,
-    keep: Keep = None,
-    keep_first: KeepFirst = None,
-    keep_last: KeepLast = None,
     force: Annotated[bool, typer.Option("--force", help="overwrite the output")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="exit with 4 if a layer is refused")] = False,
     as_json: AsJson = False,
@@ -89,7 +66,7 @@ def convert(
         report = bn.convert(
             source,
             output or source.with_name(f"{source.stem}.bitnet.onnx"),
-            _recipe(ctx.params),
+            to_recipe(recipe),
             force=force,
             strict=strict,
             progress=progress,
@@ -98,26 +75,16 @@ def convert(
 
 
 @app.command()
+@with_recipe
 def plan(
-    ctx: typer.Context,
     source: Source,
-    recipe: RecipeFile = None,
-    mode: Mode = None,
-    format: Format = None,
-    granularity: Granularity = None,
-    rounding: Rounding = None,
-    planes: Planes = None,
-    levels: Levels = None,
-    activation_bits: ActivationBits = None,
-    keep: Keep = None,
-    keep_first: KeepFirst = None,
-    keep_last: KeepLast = None,
+    recipe: Given,
     as_json: AsJson = False,
     verbose: Verbose = True,
 ) -> None:
     """Say what convert would do to each layer, and write nothing."""
     with _errors(), _progress("planning") as progress:
-        report = bn.plan(source, _recipe(ctx.params), progress=progress)
+        report = bn.plan(source, to_recipe(recipe), progress=progress)
     _show(report.to_dict() if as_json else tables.report(report, verbose=verbose))
 
 
@@ -246,16 +213,6 @@ def main() -> NoReturn:
         err.print("interrupted; nothing was written")
         sys.exit(128 + received[0])
     sys.exit(0)
-
-
-def _recipe(options: dict[str, Any]) -> Recipe:
-    fields = {field.name for field in dataclasses.fields(Recipe)}
-    given = {name: value for name, value in options.items() if name in fields and value is not None}
-    if str(given.get("activation_bits")).isdecimal():
-        given["activation_bits"] = int(given["activation_bits"])
-    base = Recipe.parse(options["recipe"])
-    kept = tuple((match, "keep") for match in options["keep"] or ())
-    return base.replace(rules=(*kept, *base.rules), **given)
 
 
 def _dims(given: list[str] | None) -> dict[str, int]:

@@ -10,21 +10,26 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from onnx_bitnet import files
 from onnx_bitnet.decide import Keep, check_rules, decide, keep_unseen
 from onnx_bitnet.errors import EvaluationError, Refused
-from onnx_bitnet.quantize import Quantized, quantize_layer
+from onnx_bitnet.quantize import LayerSpec, Quantized, quantize_layer
 from onnx_bitnet.recipe import Recipe
 from onnx_bitnet.report import KEPT, Layer, Reason, Report
 from onnx_bitnet.rewrite.cleanup import cleanup
+from onnx_bitnet.rewrite.plain import restore
 from onnx_bitnet.rewrite.records import Linear, Refusal
-from onnx_bitnet.rewrite.replace import Shared, replace
+from onnx_bitnet.rewrite.replace import Shared
 from onnx_bitnet.rewrite.scan import inline_weight_arguments, scan
+from onnx_bitnet.targets import Stored, put, store
 from onnx_bitnet.verify import verify
 
 Progress = Callable[[int, int, str], None]
+# What was stored, by weight and settings: the first layer's name, the weight, and its form in the model.
+_Done = dict[Hashable, tuple[str, Quantized, Stored]]
 
 # What `strict` does not complain about: the user asked for it, or there is no weight that could be packed.
 _EXPECTED = {Reason.KEPT_BY_RULE, Reason.KEPT_FIRST, Reason.KEPT_LAST, Reason.WEIGHT_NOT_CONSTANT}
@@ -66,16 +71,8 @@ def convert(
     recipe, output = Recipe.parse(recipe), Path(output)
     file = files.read(source)
     files.check_output(file, output, force=force)
-    inline_weight_arguments(file.model)
-    packed: dict[str, Quantized] = {}
-    layers = []
-    shared = Shared.of(file.model)
-    for step in _walk(file.model, recipe, progress):
-        layers.append(step.layer)
-        if step.linear is not None and step.quantized is not None:
-            packed[step.linear.name] = step.quantized
-            bits = step.layer.activation_bits
-            replace(file.model, step.linear, step.quantized, activation_bits=bits, shared=shared)
+    rewritten = _restore if recipe.target == "float" else _rewrite
+    layers, meant = rewritten(file.model, recipe, progress)
     if strict:
         _refuse(layers)
     cleanup(file.model)
@@ -85,7 +82,7 @@ def convert(
         {layer.name: layer.reason.value for layer in layers if layer.reason is not None}
     )
     with files.staged(file.model, output) as written:
-        verify(written, packed)
+        verify(written, meant)
     nbytes = sum(path.stat().st_size for path in (output, files.data_path(output)) if path.exists())
     notes = _notes(recipe, layers, data)
     return Report(str(source), str(output), recipe.to_dict(), tuple(layers), notes, file.nbytes, nbytes)
@@ -105,21 +102,70 @@ def plan(
     """
     recipe = Recipe.parse(recipe)
     file = files.read(source)
-    inline_weight_arguments(file.model)
-    layers = [step.layer for step in _walk(file.model, recipe, progress)]
+    if recipe.target == "float":
+        layers, _ = _restore(file.model, recipe, progress)
+    else:
+        inline_weight_arguments(file.model)
+        layers = [step.layer for step in _walk(file.model, recipe, progress)]
     unique = [layer for layer in layers if layer.converted and layer.shared_with is None]
     saved = sum(layer.float_bytes - layer.packed_bytes for layer in unique)
     notes = _notes(recipe, layers, data)
     return Report(str(source), None, recipe.to_dict(), tuple(layers), notes, file.nbytes, file.nbytes - saved)
 
 
+def _rewrite(
+    model: ir.Model, recipe: Recipe, progress: Progress | None
+) -> tuple[list[Layer], dict[str, Stored]]:
+    """Replace what is to be replaced; return the report's layers and the weights that were put in."""
+    inline_weight_arguments(model)
+    layers: list[Layer] = []
+    meant: dict[str, Stored] = {}
+    shared = Shared.of(model)
+    for step in _walk(model, recipe, progress):
+        layers.append(step.layer)
+        if step.linear is not None and step.spec is not None and step.stored is not None:
+            meant[step.linear.name] = step.stored
+            put(model, step.linear, step.stored, step.spec, shared)
+    return layers, meant
+
+
+def _restore(
+    model: ir.Model, recipe: Recipe, progress: Progress | None
+) -> tuple[list[Layer], dict[str, Stored]]:
+    """Do the opposite of `_rewrite` for a model with packed ops."""
+    layers: list[Layer] = []
+    meant: dict[str, Stored] = {}
+    bits = LayerSpec.from_recipe(recipe).activation_bits
+    for packed, plain in restore(model, activation_bits=bits):
+        if progress is not None:
+            progress(len(layers), 0, packed.layer)
+        first = next((layer.name for layer in layers if meant[layer.name] is plain), None)
+        meant[packed.layer] = plain
+        layers.append(
+            Layer(
+                name=packed.layer,
+                op_type=packed.node.op_type,
+                n=packed.n,
+                k=packed.k,
+                format=plain.format,
+                activation_bits=bits,
+                lossless=True,
+                float_bytes=packed.nbytes,
+                packed_bytes=plain.nbytes,
+                shared_with=first,
+            )
+        )
+    return layers, meant
+
+
 @dataclass(frozen=True)
 class _Step:
-    """One candidate: its line of the report, and for a layer to be packed what goes into the graph."""
+    """One candidate: its line of the report, and for a layer to be replaced what goes into the graph."""
 
     layer: Layer
     linear: Linear | None = None
-    quantized: Quantized | None = None
+    spec: LayerSpec | None = None
+    stored: Stored | None = None
 
 
 def _walk(model: ir.Model, recipe: Recipe, progress: Progress | None) -> Iterator[_Step]:
@@ -127,7 +173,7 @@ def _walk(model: ir.Model, recipe: Recipe, progress: Progress | None) -> Iterato
     check_rules(recipe, found)
     linears = [item for item in found if isinstance(item, Linear)]
     positions = iter(range(len(linears)))
-    done: dict[Hashable, tuple[str, Quantized]] = {}
+    done: _Done = {}
     for item in found:
         if isinstance(item, Refusal):
             yield _Step(_left(item, item.reason, item.detail, item.n, item.k))
@@ -140,10 +186,8 @@ def _walk(model: ir.Model, recipe: Recipe, progress: Progress | None) -> Iterato
         progress(len(linears), len(linears), "")
 
 
-def _step(
-    linear: Linear, keep: Keep | None, recipe: Recipe, done: dict[Hashable, tuple[str, Quantized]]
-) -> _Step:
-    """Decide one layer and quantize it; `done` holds what was packed before, for tied weights to share."""
+def _step(linear: Linear, keep: Keep | None, recipe: Recipe, done: _Done) -> _Step:
+    """Decide one layer and quantize it; `done` holds what was stored before, for tied weights to share."""
     weight = linear.weight
     if keep is not None:
         return _Step(_left(linear, keep.reason, keep.detail, weight.n, weight.k))
@@ -155,8 +199,8 @@ def _step(
     if isinstance(decision, Keep):
         return _Step(_left(linear, decision.reason, decision.detail, weight.n, weight.k))
     key = (weight.key, decision.settings)
-    first, quantized = done.get(key) or (None, quantize_layer(array, decision))
-    done.setdefault(key, (linear.name, quantized))
+    first, quantized, stored = done.get(key) or (None, *_quantize(array, linear, decision, recipe.target))
+    done.setdefault(key, (linear.name, quantized, stored))
     layer = Layer(
         name=linear.name,
         op_type=linear.node.op_type,
@@ -164,7 +208,7 @@ def _step(
         n=weight.n,
         k=weight.k,
         detail=decision.format_reason,
-        format=quantized.format,
+        format=stored.format,
         granularity=quantized.granularity,
         planes=quantized.planes,
         activation_bits=decision.activation_bits,
@@ -172,10 +216,15 @@ def _step(
         sqnr_db=quantized.sqnr_db,
         zeros=quantized.zeros,
         float_bytes=array.nbytes,
-        packed_bytes=quantized.nbytes,
+        packed_bytes=stored.nbytes,
         shared_with=first,
     )
-    return _Step(layer, linear, quantized)
+    return _Step(layer, linear, decision, stored)
+
+
+def _quantize(array: np.ndarray, linear: Linear, spec: LayerSpec, target: str) -> tuple[Quantized, Stored]:
+    quantized = quantize_layer(array, spec)
+    return quantized, store(quantized, linear, spec, target)
 
 
 def _left(item: Linear | Refusal, reason: Reason, detail: str, n: int, k: int) -> Layer:
@@ -200,6 +249,8 @@ def _notes(recipe: Recipe, layers: Sequence[Layer], data: object) -> tuple[str, 
             f"mode 'auto' left {kept} layers float because they are not ternary; "
             "mode 'ternary' packs them at a loss, which `validate` measures"
         )
+    elif recipe.target == "float" and not layers:
+        notes.append("nothing was restored: the model has no packed layers")
     elif not any(layer.converted for layer in layers):
         notes.append(_nothing_converted(layers))
     if data is not None:

@@ -82,6 +82,8 @@ def decide(linear: Linear, weight: np.ndarray, recipe: Recipe) -> LayerSpec | Ke
     length = spec.group_length(linear.weight.k)
     if spec.activation_bits != 32 and length > MAX_GROUP:
         return Keep(Reason.WEIGHT_TOO_WIDE, f"{length} inputs share a scale, {MAX_GROUP} may")
+    if recipe.target == "ort" and spec.exact is None and spec.planes > 1 and not spec.integer_bits:
+        return Keep(Reason.NO_STOCK_OP, f"{spec.planes} planes")
     return spec
 
 

@@ -22,6 +22,7 @@ from onnx_bitnet.recipe import Recipe
 WEIGHT_TYPES = ("float32", "float16", "bfloat16")
 _WHY_I2S = "i2s loads fastest and all formats run at the same speed; tl2 and t5 make smaller files"
 _CODES_AT_ONCE = 1 << 20
+_AUTO_ACTIVATION_BITS = {"custom": 16, "ort": 8, "simulate": 32, "float": 32}
 _DEFAULT_GRANULARITY = {0: "block:128", 4: "block:32", 8: "channel"}  # by integer_bits
 
 
@@ -141,6 +142,7 @@ class LayerSpec:
         levels: 3 or 4.
         activation_bits: 8, 16 or 32; not used here, but part of the decision.
         integer_bits: 4 or 8 for symmetric integers stored as 2 or 4 planes; 0 for `planes` of `levels`.
+        dynamic_int8: with target `ort`, 8-bit weights without blocks go to DynamicQuantizeMatMul.
         exact: what `detect` found; then the fields from granularity to levels and integer_bits do nothing.
         format_reason: why this format, where the recipe did not name it.
     """
@@ -152,27 +154,39 @@ class LayerSpec:
     levels: int = 3
     activation_bits: int = 16
     integer_bits: int = 0
+    dynamic_int8: bool = False
     exact: Exact | None = dataclasses.field(default=None, compare=False)
     format_reason: str = dataclasses.field(default="", compare=False)
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> LayerSpec:
-        """Take the per-layer fields of a recipe; `auto` becomes i2s, mse and 16 activation bits."""
+        """Take the per-layer fields of a recipe; `auto` becomes i2s, mse and what suits the target."""
         bits = recipe.activation_bits
+        if recipe.target == "ort" and bits == 16:
+            bits = 32  # it has integer activations of 8 bits only
         return cls(
             format="i2s" if recipe.format == "auto" else recipe.format,
             granularity=recipe.granularity,
             rounding="mse" if recipe.rounding == "auto" else recipe.rounding,
             planes=recipe.planes,
             levels=recipe.levels,
-            activation_bits=bits if isinstance(bits, int) else 16,
+            activation_bits=bits if isinstance(bits, int) else _AUTO_ACTIVATION_BITS[recipe.target],
+            dynamic_int8=recipe.activation_bits == 8,
             format_reason=_WHY_I2S if recipe.format == "auto" else "",
         )
 
     @property
     def settings(self) -> tuple[object, ...]:
         """What decides, together with the weight, how the packed weight looks."""
-        return (self.format, self.granularity, self.rounding, self.planes, self.levels, self.integer_bits)
+        return (
+            self.format,
+            self.granularity,
+            self.rounding,
+            self.planes,
+            self.levels,
+            self.integer_bits,
+            self.dynamic_int8,
+        )
 
     def group_length(self, k: int) -> int:
         """Return how many of K inputs share a scale."""

@@ -20,6 +20,7 @@ FORMATS = ("auto", "i2s", "tl1", "tl2", "t5")
 _TERNARY_FORMATS = FORMATS[2:]
 ROUNDINGS = ("auto", "absmean", "twn", "mse")
 ACTIONS = ("keep", "int4", "int8")
+TARGETS = ("custom", "ort", "simulate", "float")
 _OVERRIDABLE = ("mode", "format", "granularity", "rounding", "planes", "levels", "activation_bits")
 
 
@@ -115,6 +116,10 @@ class Recipe:
         rules: exceptions by layer, see `Rule`; a rule that matches no layer is an error.
         keep_first: leave the first linear layer float.
         keep_last: leave the last linear layer float.
+        target: `custom` writes packed ops; `ort` writes the same weights in ops of stock onnxruntime, and
+            keeps layers for which it has none; `simulate` writes float weights, quantized and dequantized;
+            `float` makes such a model from one that is packed. In the last two, `auto` leaves activations
+            float; with `ort` it is 8.
 
     >>> Recipe(mode="ternary", granularity="block:128").mode
     'ternary'
@@ -130,10 +135,12 @@ class Recipe:
     rules: tuple[Rule, ...] = ()
     keep_first: bool = False
     keep_last: bool = False
+    target: str = "custom"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rules", tuple(Rule.parse(rule) for rule in self.rules))
         check_layer_fields(dataclasses.asdict(self))
+        _one_of("target", self.target, TARGETS)
         for rule in self.rules:
             check_layer_fields(rule.overrides)
             if self.mode == "lossless" and (rule.action in ("int4", "int8") or "mode" in rule.overrides):

@@ -35,6 +35,7 @@ class Reason(Enum):
     OPSET_TOO_OLD = "opset-too-old"
     OPSET_TOO_NEW = "opset-too-new"
     ALREADY_QUANTIZED = "already-quantized"
+    NO_STOCK_OP = "no-stock-op"
 
     @property
     def explanation(self) -> str:
@@ -63,6 +64,7 @@ _EXPLANATIONS = {
     Reason.OPSET_TOO_OLD: "the model's opset is too old; upgrade it with onnx.version_converter",
     Reason.OPSET_TOO_NEW: "the model's opset is newer than this onnx_bitnet; export with an older one",
     Reason.ALREADY_QUANTIZED: "it is an integer product already",
+    Reason.NO_STOCK_OP: "onnxruntime itself has no op for this form; use one plane, int4 or int8",
 }
 
 
@@ -78,7 +80,8 @@ class Layer:
         k: inputs, 0 if unknown.
         reason: why it was left, None if it was converted.
         detail: the reason's particulars in words; of a converted layer, why it has this format.
-        format: canonical format of the packed weight.
+        format: canonical format of the packed weight; for other targets `nbits2`, `nbits4` and `nbits8`
+            (MatMulNBits), `int8` (DynamicQuantizeMatMul), `float32` or `float16`.
         granularity: `tensor`, `channel` or `block:B`.
         planes: planes of codes.
         activation_bits: 8, 16 or 32.

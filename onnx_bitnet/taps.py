@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnx_bitnet.rewrite.functions import DOMAIN
-from onnx_bitnet.rewrite.packed import packed_nodes
 from onnx_bitnet.rewrite.replace import LAYER, Y
+from onnx_bitnet.rewrite.replaced import replaced
 
 # Before these names the outputs of a layer have its number, so that layers do not feed one another.
 _PREFIX = f"{DOMAIN}.tap"
@@ -33,13 +33,13 @@ class Tap:
 
 
 def find_taps(reference: ir.Model, got: ir.Model) -> tuple[Tap, ...]:
-    """Return a tap for each packed layer of `got`, in graph order.
+    """Return a tap for each replaced layer of `got`, in graph order, the packed ones first.
 
     Raises:
         ModelError: a packed op of `got` is malformed.
     """
     known = values(reference)
-    return tuple(_tap(packed.layer, packed.node, got.graph, known) for packed in packed_nodes(got))
+    return tuple(_tap(found.layer, found.node, got.graph, known) for found in replaced(got))
 
 
 def _tap(layer: str, node: ir.Node, graph: ir.Graph, known: Mapping[str, ir.Value]) -> Tap:

@@ -14,9 +14,11 @@ STACK = [
     ["recipe", "kernels", "formats"],
     ["scales"],
     ["quantize"],
+    ["nbits"],
     ["rewrite", "runtime"],
     [
         "decide",
+        "targets",
         "files",
         "metrics",
         "inputs",
@@ -33,6 +35,7 @@ STACK = [
     ["validation", "validate", "html_report"],
     ["tables"],
     ["__init__"],
+    ["options"],
     ["cli"],
     ["__main__"],
 ]
