@@ -6,6 +6,7 @@
 >>> result = bn.validate("model.onnx", "model.bitnet.onnx")         # doctest: +SKIP
 """
 
+from onnx_bitnet.calibrate import Calibration, calibrate
 from onnx_bitnet.convert import convert, plan
 from onnx_bitnet.errors import BitNetError
 from onnx_bitnet.kernels import Kernel, kernels
@@ -18,12 +19,14 @@ from onnx_bitnet.validation import Validation
 
 __all__ = [
     "BitNetError",
+    "Calibration",
     "Kernel",
     "Quantized",
     "Recipe",
     "Report",
     "Rule",
     "Validation",
+    "calibrate",
     "convert",
     "kernels",
     "library_path",

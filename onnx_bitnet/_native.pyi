@@ -127,3 +127,6 @@ def dequantize(
     first: int,
     last: int,
 ) -> None: ...
+def observe(
+    x: Array, sum: Array, abs_sum: Array, bins_per_unit: float, histogram: Array
+) -> tuple[float, float, float, float]: ...

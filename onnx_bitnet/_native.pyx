@@ -998,3 +998,56 @@ def dequantize(
     _require(out.shape[0] == last - first and out.shape[1] == k, "out must be (last - first, K)")
     with nogil:
         bn_dequantize(&p, first, last, &out[0, 0])
+
+
+# ---- calibration -------------------------------------------------------------------------------------------
+
+cdef extern from "observe.h" nogil:
+    ctypedef struct bn_observed:
+        double mean, second, third, fourth
+    bn_observed bn_observe(
+        const float *x,
+        size_t rows,
+        size_t k,
+        double *sum,
+        double *abs_sum,
+        double bins_per_unit,
+        int64_t *histogram,
+        size_t bins,
+    )
+
+
+def observe(
+    const float[:, ::1] x, double[::1] sum, double[::1] abs_sum, double bins_per_unit, int64_t[::1] histogram
+):
+    """Add rows of activations to sums by column and to a histogram.
+
+    Args:
+        x: finite (rows, K).
+        sum: in and out (K,), sums of x.
+        abs_sum: in and out (K,), sums of |x|.
+        bins_per_unit: bins for a difference of 1; every |x| * bins_per_unit must be below half the bins.
+        histogram: in and out (bins,), the middle at 0.
+
+    Returns:
+        mean of these rows, and the sums of the second, third and fourth powers of the deviations from it.
+    """
+    cdef size_t k = x.shape[1]
+    cdef bn_observed o
+    _require(x.shape[0] > 0 and k > 0, "x must not be empty")
+    _require(sum.shape[0] == x.shape[1] and abs_sum.shape[0] == x.shape[1], "sums must be (K,)")
+    _require(histogram.shape[0] % 2 == 0, "the histogram must have two equal halves")
+    reach = float(np.max(np.abs(x))) * bins_per_unit
+    _require(reach < histogram.shape[0] // 2, "x must be finite and within the histogram")
+    with nogil:
+        o = bn_observe(
+            &x[0, 0],
+            x.shape[0],
+            k,
+            &sum[0],
+            &abs_sum[0],
+            bins_per_unit,
+            &histogram[0],
+            histogram.shape[0],
+        )
+    return o.mean, o.second, o.third, o.fourth

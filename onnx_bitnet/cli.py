@@ -17,8 +17,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 import onnx_bitnet as bn
 from onnx_bitnet import tables
 from onnx_bitnet.bench import bench as bench_models
+from onnx_bitnet.calibrate import Calibration, is_calibration
+from onnx_bitnet.convert import default_output
 from onnx_bitnet.doctor import examine
-from onnx_bitnet.errors import BitNetError, RecipeError
+from onnx_bitnet.errors import BitNetError, OutputError, RecipeError
 from onnx_bitnet.inspection import inspect as inspect_file
 from onnx_bitnet.options import Given, to_recipe, with_recipe
 from onnx_bitnet.validate import load_metric
@@ -47,6 +49,10 @@ Data = Annotated[
 Dim = Annotated[list[str] | None, typer.Option(help="NAME=SIZE of a symbolic dimension of random feeds")]
 Seed = Annotated[int, typer.Option(help="of random feeds")]
 
+CalibrationData = Annotated[
+    Path | None, typer.Option("--data", help="feeds as in validate, or what calibrate wrote")
+]
+
 
 @app.command()
 @with_recipe
@@ -56,6 +62,7 @@ def convert(
     output: Annotated[
         Path | None, typer.Argument(help="default: the input's name with .bitnet.onnx", show_default=False)
     ] = None,
+    data: CalibrationData = None,
     force: Annotated[bool, typer.Option("--force", help="overwrite the output")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="exit with 4 if a layer is refused")] = False,
     as_json: AsJson = False,
@@ -65,8 +72,9 @@ def convert(
     with _errors(), _progress("converting") as progress:
         report = bn.convert(
             source,
-            output or source.with_name(f"{source.stem}.bitnet.onnx"),
+            output or default_output(source),
             to_recipe(recipe),
+            data=_calibration(data),
             force=force,
             strict=strict,
             progress=progress,
@@ -79,13 +87,51 @@ def convert(
 def plan(
     source: Source,
     recipe: Given,
+    data: CalibrationData = None,
     as_json: AsJson = False,
     verbose: Verbose = True,
 ) -> None:
     """Say what convert would do to each layer, and write nothing."""
     with _errors(), _progress("planning") as progress:
-        report = bn.plan(source, to_recipe(recipe), progress=progress)
+        report = bn.plan(source, to_recipe(recipe), data=_calibration(data), progress=progress)
     _show(report.to_dict() if as_json else tables.report(report, verbose=verbose))
+
+
+@app.command()
+def calibrate(
+    source: Source,
+    output: Annotated[
+        Path | None,
+        typer.Argument(help="default: the input's name with .calibration.npz", show_default=False),
+    ] = None,
+    data: Data = None,
+    max_samples: Annotated[int | None, typer.Option(help="stop after so many samples")] = None,
+    max_memory: Annotated[int, typer.Option(help="MiB for statistics and activations of one pass")] = 1024,
+    second_moments: Annotated[bool, typer.Option(help="also X^T X, for rounding gptq")] = True,
+    dim: Dim = None,
+    seed: Seed = 0,
+    threads: Threads = 0,
+    force: Annotated[bool, typer.Option("--force", help="overwrite the output")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a float model over data and write statistics of what each linear layer reads."""
+    with _errors(), _progress("calibrating") as progress:
+        output = output or source.with_name(f"{source.stem}.calibration.npz")
+        if output.exists() and not force:
+            raise OutputError(f"{output}: exists already; choose another name, or overwrite it with --force")
+        result = bn.calibrate(
+            source,
+            data,
+            second_moments=second_moments,
+            max_samples=max_samples,
+            max_memory=max_memory << 20,
+            threads=threads,
+            seed=seed,
+            dims=_dims(dim),
+            progress=progress,
+        )
+        result.save(output)
+    _show(result.to_dict() if as_json else tables.calibration(result, output))
 
 
 @app.command()
@@ -213,6 +259,11 @@ def main() -> NoReturn:
         err.print("interrupted; nothing was written")
         sys.exit(128 + received[0])
     sys.exit(0)
+
+
+def _calibration(data: Path | None) -> Calibration | Path | None:
+    """Read a file that `calibrate` wrote; leave other data to be read as feeds."""
+    return Calibration.load(data) if data is not None and is_calibration(data) else data
 
 
 def _dims(given: list[str] | None) -> dict[str, int]:

@@ -14,8 +14,10 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_bitnet import files
-from onnx_bitnet.decide import Keep, check_rules, decide, keep_unseen
-from onnx_bitnet.errors import EvaluationError, Refused
+from onnx_bitnet.activations import LayerStatistics
+from onnx_bitnet.calibrate import Calibration, calibrate
+from onnx_bitnet.decide import Keep, check_rules, decide, keep_unseen, needs_calibration
+from onnx_bitnet.errors import DataError, EvaluationError, RecipeError, Refused
 from onnx_bitnet.quantize import LayerSpec, Quantized, quantize_layer
 from onnx_bitnet.recipe import Recipe
 from onnx_bitnet.report import KEPT, Layer, Reason, Report
@@ -54,7 +56,8 @@ def convert(
         source: an ONNX model.
         output: where to write; weights of more than 1 MiB go to `<output>.data` beside it.
         recipe: a Recipe, a dict of its fields, or a path to a `.toml` or `.json` file; None for the defaults.
-        data: calibration feeds. No step of this version needs any; the report says so when some are given.
+        data: what recipes with static activation scales need: a Calibration, or feeds as `bn.calibrate` takes
+            them. The report says so when it was not used.
         force: overwrite existing output files.
         strict: raise Refused, and write nothing, if a layer with a constant weight cannot be packed.
         progress: called as progress(done, total, layer name) before each layer and once at the end.
@@ -71,20 +74,14 @@ def convert(
     recipe, output = Recipe.parse(recipe), Path(output)
     file = files.read(source)
     files.check_output(file, output, force=force)
-    rewritten = _restore if recipe.target == "float" else _rewrite
-    layers, meant = rewritten(file.model, recipe, progress)
+    calibration = _calibration(source, recipe, data)
+    layers, meant = _transform(file.model, recipe, calibration, progress)
     if strict:
         _refuse(layers)
-    cleanup(file.model)
-    file.model.metadata_props["onnx_bitnet.version"] = version("onnx-bitnet")
-    file.model.metadata_props["onnx_bitnet.recipe"] = json.dumps(recipe.to_dict(), sort_keys=True)
-    file.model.metadata_props[KEPT] = json.dumps(
-        {layer.name: layer.reason.value for layer in layers if layer.reason is not None}
-    )
     with files.staged(file.model, output) as written:
         verify(written, meant)
     nbytes = sum(path.stat().st_size for path in (output, files.data_path(output)) if path.exists())
-    notes = _notes(recipe, layers, data)
+    notes = _notes(recipe, layers, data, calibration)
     return Report(str(source), str(output), recipe.to_dict(), tuple(layers), notes, file.nbytes, nbytes)
 
 
@@ -97,31 +94,49 @@ def plan(
 ) -> Report:
     """Say what `convert` would do to each layer, without writing anything.
 
-    The report's output_bytes is a prediction: the input's size less the weights that would be packed, plus
-    their packed bytes. Arguments and errors are those of `convert`.
+    The report's output_bytes is what the files of `convert` would have, to the byte if their name is
+    `default_output`. Arguments and errors are those of `convert`.
     """
     recipe = Recipe.parse(recipe)
     file = files.read(source)
+    calibration = _calibration(source, recipe, data)
+    layers, _ = _transform(file.model, recipe, calibration, progress)
+    nbytes = files.size_of(file.model, default_output(source))
+    notes = _notes(recipe, layers, data, calibration)
+    return Report(str(source), None, recipe.to_dict(), tuple(layers), notes, file.nbytes, nbytes)
+
+
+def default_output(source: str | Path) -> Path:
+    """Return where a conversion goes if nothing else is said."""
+    return Path(source).with_name(f"{Path(source).stem}.bitnet.onnx")
+
+
+def _transform(
+    model: ir.Model, recipe: Recipe, calibration: Calibration | None, progress: Progress | None
+) -> tuple[list[Layer], dict[str, Stored]]:
+    """Do everything to a model in memory; return the report's layers and the weights that were put in."""
     if recipe.target == "float":
-        layers, _ = _restore(file.model, recipe, progress)
+        layers, meant = _restore(model, recipe, progress)
     else:
-        inline_weight_arguments(file.model)
-        layers = [step.layer for step in _walk(file.model, recipe, progress)]
-    unique = [layer for layer in layers if layer.converted and layer.shared_with is None]
-    saved = sum(layer.float_bytes - layer.packed_bytes for layer in unique)
-    notes = _notes(recipe, layers, data)
-    return Report(str(source), None, recipe.to_dict(), tuple(layers), notes, file.nbytes, file.nbytes - saved)
+        layers, meant = _rewrite(model, recipe, calibration, progress)
+    cleanup(model)
+    model.metadata_props["onnx_bitnet.version"] = version("onnx-bitnet")
+    model.metadata_props["onnx_bitnet.recipe"] = json.dumps(recipe.to_dict(), sort_keys=True)
+    model.metadata_props[KEPT] = json.dumps(
+        {layer.name: layer.reason.value for layer in layers if layer.reason is not None}
+    )
+    return layers, meant
 
 
 def _rewrite(
-    model: ir.Model, recipe: Recipe, progress: Progress | None
+    model: ir.Model, recipe: Recipe, calibration: Calibration | None, progress: Progress | None
 ) -> tuple[list[Layer], dict[str, Stored]]:
     """Replace what is to be replaced; return the report's layers and the weights that were put in."""
     inline_weight_arguments(model)
     layers: list[Layer] = []
     meant: dict[str, Stored] = {}
     shared = Shared.of(model)
-    for step in _walk(model, recipe, progress):
+    for step in _walk(model, recipe, calibration, progress):
         layers.append(step.layer)
         if step.linear is not None and step.spec is not None and step.stored is not None:
             meant[step.linear.name] = step.stored
@@ -168,7 +183,32 @@ class _Step:
     stored: Stored | None = None
 
 
-def _walk(model: ir.Model, recipe: Recipe, progress: Progress | None) -> Iterator[_Step]:
+def _calibration(source: str | Path, recipe: Recipe, data: object) -> Calibration | None:
+    """Return what the recipe needs to know about activations; None if it needs nothing."""
+    if not needs_calibration(recipe):
+        return None
+    if isinstance(data, Calibration):
+        return data
+    if data is None:
+        raise RecipeError(
+            "static activation scales need calibration data; give feeds or a Calibration (data)"
+        )
+    return calibrate(source, data, second_moments=False)
+
+
+def _statistics(linear: Linear, calibration: Calibration | None) -> LayerStatistics | None:
+    statistics = calibration.layers.get(linear.name) if calibration is not None else None
+    if statistics is not None and calibration is not None and statistics.k != linear.weight.k:
+        raise DataError(
+            f"layer {linear.name!r} has {linear.weight.k} inputs, {statistics.k} in the calibration of "
+            f"{calibration.source}; calibrate this model"
+        )
+    return statistics
+
+
+def _walk(
+    model: ir.Model, recipe: Recipe, calibration: Calibration | None, progress: Progress | None
+) -> Iterator[_Step]:
     found = scan(model)
     check_rules(recipe, found)
     linears = [item for item in found if isinstance(item, Linear)]
@@ -181,12 +221,15 @@ def _walk(model: ir.Model, recipe: Recipe, progress: Progress | None) -> Iterato
         index = next(positions)
         if progress is not None:
             progress(index, len(linears), item.name)
-        yield _step(item, keep_unseen(index, linears, recipe), recipe, done)
+        statistics = _statistics(item, calibration)
+        yield _step(item, keep_unseen(index, linears, recipe), recipe, statistics, done)
     if progress is not None:
         progress(len(linears), len(linears), "")
 
 
-def _step(linear: Linear, keep: Keep | None, recipe: Recipe, done: _Done) -> _Step:
+def _step(
+    linear: Linear, keep: Keep | None, recipe: Recipe, statistics: LayerStatistics | None, done: _Done
+) -> _Step:
     """Decide one layer and quantize it; `done` holds what was stored before, for tied weights to share."""
     weight = linear.weight
     if keep is not None:
@@ -195,7 +238,7 @@ def _step(linear: Linear, keep: Keep | None, recipe: Recipe, done: _Done) -> _St
         array = weight.array()
     except EvaluationError as error:
         return _Step(_left(linear, Reason.WEIGHT_NOT_EVALUATED, str(error), weight.n, weight.k))
-    decision = decide(linear, array, recipe)
+    decision = decide(linear, array, recipe, statistics)
     if isinstance(decision, Keep):
         return _Step(_left(linear, decision.reason, decision.detail, weight.n, weight.k))
     key = (weight.key, decision.settings)
@@ -212,6 +255,7 @@ def _step(linear: Linear, keep: Keep | None, recipe: Recipe, done: _Done) -> _St
         granularity=quantized.granularity,
         planes=quantized.planes,
         activation_bits=decision.activation_bits,
+        activation_scale=decision.activation_scale,
         lossless=quantized.lossless,
         sqnr_db=quantized.sqnr_db,
         zeros=quantized.zeros,
@@ -241,8 +285,10 @@ def _refuse(layers: Sequence[Layer]) -> None:
         )
 
 
-def _notes(recipe: Recipe, layers: Sequence[Layer], data: object) -> tuple[str, ...]:
-    notes = []
+def _notes(
+    recipe: Recipe, layers: Sequence[Layer], data: object, calibration: Calibration | None
+) -> tuple[str, ...]:
+    notes = list(calibration.notes) if calibration is not None else []
     kept = sum(layer.reason is Reason.NOT_TERNARY for layer in layers)
     if recipe.mode == "auto" and kept:
         notes.append(
@@ -253,7 +299,7 @@ def _notes(recipe: Recipe, layers: Sequence[Layer], data: object) -> tuple[str, 
         notes.append("nothing was restored: the model has no packed layers")
     elif not any(layer.converted for layer in layers):
         notes.append(_nothing_converted(layers))
-    if data is not None:
+    if data is not None and calibration is None:
         notes.append("the calibration data was not used: no step of this recipe needs any")
     return tuple(notes)
 

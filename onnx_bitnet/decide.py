@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from onnx_bitnet.activations import LayerStatistics
 from onnx_bitnet.errors import RecipeError
 from onnx_bitnet.quantize import LayerSpec, check_weight, detect
+from onnx_bitnet.ranges import activation_step
 from onnx_bitnet.recipe import Recipe, Rule
 from onnx_bitnet.report import Reason
 from onnx_bitnet.rewrite.records import Linear, Refusal
@@ -54,8 +56,10 @@ def keep_unseen(index: int, linears: Sequence[Linear], recipe: Recipe) -> Keep |
     return None
 
 
-def decide(linear: Linear, weight: np.ndarray, recipe: Recipe) -> LayerSpec | Keep:
-    """Decide how to pack one layer, from its weight (N, K) and the recipe.
+def decide(
+    linear: Linear, weight: np.ndarray, recipe: Recipe, statistics: LayerStatistics | None = None
+) -> LayerSpec | Keep:
+    """Decide how to pack one layer, from its weight (N, K), the recipe, and what calibration knows of it.
 
     A weight that is exactly ternary is packed as it is, in every mode. Other weights are packed when the mode
     is `ternary` or a rule names 4 or 8 bits for them.
@@ -84,7 +88,16 @@ def decide(linear: Linear, weight: np.ndarray, recipe: Recipe) -> LayerSpec | Ke
         return Keep(Reason.WEIGHT_TOO_WIDE, f"{length} inputs share a scale, {MAX_GROUP} may")
     if recipe.target == "ort" and spec.exact is None and spec.planes > 1 and not spec.integer_bits:
         return Keep(Reason.NO_STOCK_OP, f"{spec.planes} planes")
+    if statistics is not None and recipe.activation_scale != "dynamic" and spec.activation_bits != 32:
+        step = activation_step(statistics, spec.activation_bits, recipe.activation_scale)
+        return replace(spec, activation_scale=step)
     return spec
+
+
+def needs_calibration(recipe: Recipe) -> bool:
+    """Return whether the recipe asks, for some layer, for something that only data can tell."""
+    scales = [recipe.activation_scale, *(rule.overrides.get("activation_scale") for rule in recipe.rules)]
+    return any(scale not in (None, "dynamic") for scale in scales)
 
 
 def _rule_for(linear: Linear, recipe: Recipe) -> Rule | None:

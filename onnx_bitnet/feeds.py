@@ -35,6 +35,7 @@ class Feeds:
         random: no data was given, the feeds are random numbers.
         count: number of batches, 0 if it is not known.
         inputs: what the model expects.
+        rereadable: iterating again starts from the first batch.
         source: opens the data and yields each batch as it is there, with a label for error messages.
     """
 
@@ -42,6 +43,7 @@ class Feeds:
     random: bool
     count: int
     inputs: tuple[Input, ...]
+    rereadable: bool
     source: Callable[[], Iterator[tuple[str, object]]]
 
     def __iter__(self) -> Iterator[Batch]:
@@ -78,11 +80,17 @@ def open_feeds(
     inputs = model_inputs(model)
     if data is None:
         description, batches = random_feeds(model.graph, inputs, seed, dims or {})
-        return Feeds(description, True, BATCHES, inputs, lambda: _labelled("random feeds", batches()))
+        return Feeds(description, True, BATCHES, inputs, True, lambda: _labelled("random feeds", batches()))
     if dims:
         raise DataError(f"dims {sorted(dims)} are sizes for random feeds, but data is given; leave one out")
     description, count, source = _open(data, inputs)
-    return Feeds(description, False, count, inputs, source)
+    return Feeds(description, False, count, inputs, _rereadable(data), source)
+
+
+def _rereadable(data: object) -> bool:
+    if callable(getattr(data, "get_next", None)):
+        return callable(getattr(data, "rewind", None))
+    return isinstance(data, (str, Path, Mapping)) or iter(data) is not data  # type: ignore[call-overload]
 
 
 _Source = tuple[str, int, Callable[[], Iterator[tuple[str, object]]]]

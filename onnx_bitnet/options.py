@@ -25,6 +25,9 @@ RECIPE_OPTIONS: dict[str, Any] = {
     "planes": Annotated[int | None, typer.Option(help="planes of codes, 1 to 4")],
     "levels": Annotated[int | None, typer.Option(help="3 (ternary) or 4 codes")],
     "activation_bits": Annotated[str | None, typer.Option(help="auto, 8, 16 or 32")],
+    "activation_scale": Annotated[
+        str | None, typer.Option(help="dynamic, or from data: minmax, percentile, mse, kl, moving-average")
+    ],
     "keep": Annotated[
         list[str] | None, typer.Option(help="layers to leave float: a glob, or re: and a regex")
     ],

@@ -141,6 +141,7 @@ class LayerSpec:
         planes: 1 to 4.
         levels: 3 or 4.
         activation_bits: 8, 16 or 32; not used here, but part of the decision.
+        activation_scale: the step of statically quantized activations, 0 for dynamic; likewise.
         integer_bits: 4 or 8 for symmetric integers stored as 2 or 4 planes; 0 for `planes` of `levels`.
         dynamic_int8: with target `ort`, 8-bit weights without blocks go to DynamicQuantizeMatMul.
         exact: what `detect` found; then the fields from granularity to levels and integer_bits do nothing.
@@ -153,6 +154,7 @@ class LayerSpec:
     planes: int = 1
     levels: int = 3
     activation_bits: int = 16
+    activation_scale: float = 0.0
     integer_bits: int = 0
     dynamic_int8: bool = False
     exact: Exact | None = dataclasses.field(default=None, compare=False)

@@ -19,9 +19,20 @@ MODES = ("auto", "lossless", "ternary")
 FORMATS = ("auto", "i2s", "tl1", "tl2", "t5")
 _TERNARY_FORMATS = FORMATS[2:]
 ROUNDINGS = ("auto", "absmean", "twn", "mse")
+# "dynamic": each row by its own peak; the others: one step for all rows, from calibration, see ranges.py.
+ACTIVATION_SCALES = ("dynamic", "minmax", "percentile", "mse", "kl", "moving-average")
 ACTIONS = ("keep", "int4", "int8")
 TARGETS = ("custom", "ort", "simulate", "float")
-_OVERRIDABLE = ("mode", "format", "granularity", "rounding", "planes", "levels", "activation_bits")
+_OVERRIDABLE = (
+    "mode",
+    "format",
+    "granularity",
+    "rounding",
+    "planes",
+    "levels",
+    "activation_bits",
+    "activation_scale",
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +47,7 @@ class Rule:
         min_size: smallest number of weights.
         action: `keep` leaves the layer float; `int4` and `int8` store 4- or 8-bit codes as planes of i2s.
         overrides: recipe fields for these layers: mode, format, granularity, rounding, planes, levels,
-            activation_bits.
+            activation_bits, activation_scale.
     """
 
     match: str = "*"
@@ -113,6 +124,9 @@ class Recipe:
         planes: 1 to 4 planes of codes, each quantizing what the ones before left over.
         levels: 3 (ternary) or 4 (all codes of two bits: -1, 0, 1, 2 times a scale of either sign).
         activation_bits: 8, 16, 32 (none) or `auto`.
+        activation_scale: `dynamic` quantizes each row of activations by its own peak; `minmax`, `percentile`,
+            `mse`, `kl` and `moving-average` find one step for all rows from calibration data, see ranges.py.
+            32-bit activations have no step.
         rules: exceptions by layer, see `Rule`; a rule that matches no layer is an error.
         keep_first: leave the first linear layer float.
         keep_last: leave the last linear layer float.
@@ -132,6 +146,7 @@ class Recipe:
     planes: int = 1
     levels: int = 3
     activation_bits: int | str = "auto"
+    activation_scale: str = "dynamic"
     rules: tuple[Rule, ...] = ()
     keep_first: bool = False
     keep_last: bool = False
@@ -143,6 +158,10 @@ class Recipe:
         _one_of("target", self.target, TARGETS)
         for rule in self.rules:
             check_layer_fields(rule.overrides)
+        scales = [self.activation_scale, *(rule.overrides.get("activation_scale") for rule in self.rules)]
+        if self.target == "ort" and any(scale not in (None, "dynamic") for scale in scales):
+            raise RecipeError("target 'ort' has no static activation scales; leave activation_scale dynamic")
+        for rule in self.rules:
             if self.mode == "lossless" and (rule.action in ("int4", "int8") or "mode" in rule.overrides):
                 raise RecipeError(
                     f"rule {rule.match!r}: mode 'lossless' changes no value; use mode 'auto' with this rule"
@@ -194,6 +213,8 @@ def check_layer_fields(fields: Mapping[str, Any]) -> None:
         raise RecipeError(f"format {fields['format']!r} holds three levels; use i2s for four, int4 and int8")
     if "activation_bits" in fields:
         _one_of("activation_bits", fields["activation_bits"], ("auto", 8, 16, 32))
+    if "activation_scale" in fields:
+        _one_of("activation_scale", fields["activation_scale"], ACTIVATION_SCALES)
     if "granularity" in fields:
         block_size(fields["granularity"])
 

@@ -85,6 +85,7 @@ class Layer:
         granularity: `tensor`, `channel` or `block:B`.
         planes: planes of codes.
         activation_bits: 8, 16 or 32.
+        activation_scale: the step of statically quantized activations, 0 if each row has its own.
         lossless: decode(packed) equals the original weight, value for value.
         sqnr_db: signal to noise of the weight in dB; None when lossless.
         zeros: share of codes that mean zero.
@@ -104,6 +105,7 @@ class Layer:
     granularity: str | None = None
     planes: int = 0
     activation_bits: int = 0
+    activation_scale: float = 0.0
     lossless: bool = False
     sqnr_db: float | None = None
     zeros: float | None = None

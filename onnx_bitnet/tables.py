@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from onnx_bitnet.bench import Bench, ModelTimes
+from onnx_bitnet.calibrate import Calibration
 from onnx_bitnet.doctor import Check
 from onnx_bitnet.inspection import Inspection
 from onnx_bitnet.kernels import Kernel
@@ -60,6 +62,21 @@ def _why(layer: Layer) -> str:
     if layer.reason is None:
         return ""
     return f"{layer.reason.value}: {layer.detail}" if layer.detail else layer.reason.value
+
+
+def calibration(found: Calibration, path: Path) -> Output:
+    """Show what each layer reads."""
+    table = _table("layer", "rows", "K", "min", "max", "mean", "deviation", "kurtosis", "99.9 %")
+    for name, item in found.layers.items():
+        numbers = (item.min, item.max, item.mean, item.variance**0.5, item.kurtosis)
+        percentile = item.magnitude_percentile(99.9)
+        table.add_row(
+            name, str(item.rows), str(item.k), *(f"{number:.3g}" for number in (*numbers, percentile))
+        )
+    warning = (
+        ["random feeds: these statistics say nothing about real activations"] if found.random_data else []
+    )
+    return [table, f"{found.samples} samples of {found.data}: {path}", *found.notes, *warning]
 
 
 def inspection(found: Inspection) -> Output:

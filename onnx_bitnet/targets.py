@@ -35,8 +35,12 @@ def put(model: ir.Model, linear: Linear, stored: Stored, spec: LayerSpec, shared
     """Put the ops for a stored weight in the place of its layer."""
     bits = spec.activation_bits
     if isinstance(stored, Quantized):
-        replace(model, linear, stored, activation_bits=bits, shared=shared)
+        replace(
+            model, linear, stored, activation_bits=bits, activation_scale=spec.activation_scale, shared=shared
+        )
     elif isinstance(stored, Plain):
-        replace_plain(model, linear, stored, activation_bits=bits, shared=shared)
+        replace_plain(
+            model, linear, stored, activation_bits=bits, activation_scale=spec.activation_scale, shared=shared
+        )
     else:
         replace_stock(model, linear, stored, activation_bits=bits, shared=shared)

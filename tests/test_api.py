@@ -7,8 +7,8 @@ import inspect
 import onnx_bitnet as bn
 
 NAMES = {
-    "BitNetError", "Kernel", "Quantized", "Recipe", "Report", "Rule", "Validation",
-    "convert", "kernels", "library_path", "plan", "quantize", "register", "session", "validate",
+    "BitNetError", "Calibration", "Kernel", "Quantized", "Recipe", "Report", "Rule", "Validation",
+    "calibrate", "convert", "kernels", "library_path", "plan", "quantize", "register", "session", "validate",
 }  # fmt: skip
 
 

@@ -185,6 +185,18 @@ def test_a_plan_says_the_same_and_writes_nothing(mixed, tmp_path):
     assert plan.output is None
 
 
+@pytest.mark.parametrize("size", [K, 700])
+@pytest.mark.parametrize(
+    "recipe",
+    [{}, {"mode": "ternary", "format": "t5"}, {"mode": "ternary", "target": "ort"}, {"target": "simulate"}],
+)
+def test_a_plan_tells_the_size_to_the_byte(tmp_path, size, recipe):
+    source = chain(tmp_path / "in.onnx", {"a": ternary(size, size), "b": ordinary(size, size)})
+    report = bn.convert(source, tmp_path / "in.bitnet.onnx", recipe)
+    assert (tmp_path / "in.bitnet.onnx.data").exists() == (size > K)
+    assert bn.plan(source, recipe).output_bytes == report.output_bytes
+
+
 def test_the_same_input_gives_the_same_bytes(mixed, tmp_path):
     for name in ("1", "2"):
         (tmp_path / name).mkdir()

@@ -67,7 +67,13 @@ def _fits_float16(array: np.ndarray) -> bool:
 
 
 def replace_plain(
-    model: ir.Model, linear: Linear, plain: Plain, *, activation_bits: int, shared: Shared
+    model: ir.Model,
+    linear: Linear,
+    plain: Plain,
+    *,
+    activation_bits: int,
+    activation_scale: float = 0.0,
+    shared: Shared,
 ) -> None:
     """Replace one layer by MatMul and Add, in float32 unless weight and activations are float16.
 
@@ -76,6 +82,7 @@ def replace_plain(
         linear: found by `scan` in this model, or made from one of `packed_nodes`.
         plain: its weight; the same object for layers that share it.
         activation_bits: 8 or 16 quantize and dequantize activations in standard ops, as packed ops do.
+        activation_scale: step of statically quantized activations; 0 quantizes each row by its own peak.
         shared: the same object for all replacements in a model.
     """
     declare(model, linear.root, "", opset_version(linear.root))
@@ -85,7 +92,7 @@ def replace_plain(
     dtype = ir.DataType.FLOAT16 if half else ir.DataType.FLOAT
     x = x if half else edit.to_float32(x)
     if activation_bits != 32:
-        x, step = _quantized(edit, x, activation_bits)
+        x, step = _quantized(edit, x, activation_bits, activation_scale)
     weight = edit.tensor(plain.format, plain.weight, plain)
     if plain.format == "float16" and not half:
         weight = edit.to_float32(weight)
@@ -95,7 +102,7 @@ def replace_plain(
     edit.leave(y if half else edit.to_activations(y))
 
 
-def _quantized(edit: Edit, x: ir.Value, bits: int) -> tuple[ir.Value, ir.Value]:
+def _quantized(edit: Edit, x: ir.Value, bits: int, static: float) -> tuple[ir.Value, ir.Value]:
     """Return float32 x as integers -L - 1 to L, and the step between two of them."""
 
     def constant(value: float) -> ir.Value:
@@ -104,7 +111,14 @@ def _quantized(edit: Edit, x: ir.Value, bits: int) -> tuple[ir.Value, ir.Value]:
     def op(op_type: str, *inputs: ir.Value) -> ir.Value:
         return edit.op(op_type, inputs, ir.DataType.FLOAT)
 
+    def clamped(factor: ir.Value) -> ir.Value:
+        rounded = op("Round", op("Mul", x, factor))
+        return op("Max", op("Min", rounded, most), constant(-(2.0 ** (bits - 1))))
+
     most = constant(2.0 ** (bits - 1) - 1)
+    if static:
+        step = edit.constant(f"{DOMAIN}.step.{static!r}", np.array(static, np.float32))
+        return clamped(op("Div", constant(1.0), step)), step
     magnitudes = op("Abs", x)
     if opset_version(edit.linear.root) >= _AXES_INPUT_SINCE:
         last = edit.constant(f"{DOMAIN}.shape.-1", np.array([-1], np.int64))
@@ -112,9 +126,7 @@ def _quantized(edit: Edit, x: ir.Value, bits: int) -> tuple[ir.Value, ir.Value]:
     else:
         peak = edit.op("ReduceMax", [magnitudes], ir.DataType.FLOAT, axes=(-1,), keepdims=1)
     absmax = op("Max", peak, constant(1e-5))
-    scaled = op("Mul", x, op("Mul", op("Div", constant(1.0), absmax), most))
-    quantized = op("Max", op("Min", op("Round", scaled), most), constant(-(2.0 ** (bits - 1))))
-    return quantized, op("Div", absmax, most)
+    return clamped(op("Mul", op("Div", constant(1.0), absmax), most)), op("Div", absmax, most)
 
 
 def restore(model: ir.Model, *, activation_bits: int) -> Iterator[tuple[PackedNode, Plain]]:
