@@ -212,7 +212,7 @@ def size_of(model: ir.Model, output: Path) -> int:
             offset,
             tensor.nbytes,
             tensor.dtype,
-            shape=tensor.shape,
+            shape=ir.Shape(tensor.shape.numpy()),
             name=tensor.name or "",
         )
     return end + int(ir.to_proto(model).ByteSize())

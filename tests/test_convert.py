@@ -185,7 +185,7 @@ def test_a_plan_says_the_same_and_writes_nothing(mixed, tmp_path):
     assert plan.output is None
 
 
-@pytest.mark.parametrize("size", [K, 700])
+@pytest.mark.parametrize("size", [K, 2100])
 @pytest.mark.parametrize(
     "recipe",
     [{}, {"mode": "ternary", "format": "t5"}, {"mode": "ternary", "target": "ort"}, {"target": "simulate"}],
