@@ -73,6 +73,19 @@ class Row:
     peak_share: float | None
 
 
+def weights(form: str, n: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return panels of random codes, ternary or of all 4 or 8 bits, and the codes (n, k)."""
+    rng = np.random.default_rng(1)
+    if form == "i2s":
+        codes = rng.integers(0, 3, (n, k), np.uint8)
+        return _native.panels(reference.pack_i2s(codes), k, 0)[0], codes
+    bits = int(form[1])
+    powers = [4**place for place in reversed(range(bits // 2))]
+    codes = rng.integers(0, 2**bits, (n, k), np.uint8)
+    planes = reference.pack_i2s(np.stack([codes // power % 4 for power in powers]))
+    return _native.merged_panels(planes, powers, k, 0, bits=bits)[0], codes
+
+
 def products(kernel: bn.Kernel, n: int, k: int, m: int, cold: int = 0, enough: int = ENOUGH) -> Case:
     """Make a case for dot and dotf: part of a layer (n, k) with m rows, weights in turn from `cold` bytes."""
     rng = np.random.default_rng(0)
@@ -81,24 +94,24 @@ def products(kernel: bn.Kernel, n: int, k: int, m: int, cold: int = 0, enough: i
         x = x.astype(np.float32)
     supers = max(n // SUPER, enough // (SUPER * k * m))
     supers = max(1, min(supers, CHAIN // (m * k * x.itemsize)))
-    codes = rng.integers(0, 3, (supers * SUPER, k), np.uint8)
-    panel, _ = _native.panels(reference.pack_i2s(codes), k, 0)
+    panel, codes = weights(kernel.format, supers * SUPER, k)
     many = np.tile(panel, (max(1, -(-cold // panel.nbytes)), 1))
     q = np.tile(x, (1, supers))
     acc = np.zeros((m, supers, SUPER), np.int32 if kernel.op == "dot" else np.float32)
     entry = getattr(_native, kernel.op)
+    form = {} if kernel.op == "dotf" else {"format": kernel.format}
     turns = cycle(many)
 
     def call() -> None:
-        entry(next(turns), q, acc, panels=4, group_steps=k // 16, isa=kernel.isa)
+        entry(next(turns), q, acc, panels=4, group_steps=k // 16, isa=kernel.isa, **form)
 
     def check() -> bool:
         call()
         signed = codes.astype(np.float64) - (kernel.op == "dotf")
         return bool(np.allclose(acc.reshape(m, -1), x.astype(np.float64) @ signed.T, rtol=1e-6, atol=1e-3))
 
-    weights = codes.size
-    return Case(f"{n}x{k}", m, weights, panel.nbytes, many.nbytes, 2 * m * weights, call, check)
+    size = codes.size
+    return Case(f"{n}x{k}", m, size, panel.nbytes, many.nbytes, 2 * m * size, call, check)
 
 
 def quantization(kernel: bn.Kernel, k: int, bits: int) -> Case:
@@ -182,7 +195,7 @@ def cases(kernel: bn.Kernel, shapes: list[tuple[int, int]], rows: list[int], col
     longest = max(k for _, k in shapes)
     lengths = (longest, 16 * longest)
     match kernel.op, kernel.format:
-        case (("dot" | "dotf"), "i2s"):
+        case (("dot" | "dotf"), _):
             for n, k in shapes:
                 for m in rows:
                     yield products(kernel, n, k, m, cold)

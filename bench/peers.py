@@ -110,11 +110,37 @@ def ours(activation_bits: int, block: int = 0) -> Callable[[Layer], Spelling]:
     return spell
 
 
+def ours_integer(bits: int, activation_bits: int) -> Callable[[Layer], Spelling]:
+    """Return a spelling as a weight of 4 or 8 bits: planes of base-4 digits."""
+
+    def spell(layer: Layer) -> Spelling:
+        codes = layer.ternary.astype(np.int16) + (1 << (bits - 1))
+        powers = [4**place for place in reversed(range(bits // 2))]
+        planes = np.stack([codes // power % 4 for power in powers])
+        zero_point = np.zeros((len(powers), 1, 1), np.float32)
+        zero_point[0] = 2
+        tensors = {
+            "weight": reference.pack_i2s(planes),
+            "scale": np.float32(powers)[:, None, None] * SCALE,
+            "zero_point": zero_point,
+            "bias": np.zeros(layer.n, np.float32),
+        }
+        attributes = {"K": layer.k, "N": layer.n, "block_size": 0, "activation_bits": activation_bits}
+        attributes["activation_scale"] = 0.0
+        return Spelling("MatMulI2S", "onnx_bitnet", tensors, axis=1, attributes=attributes)
+
+    return spell
+
+
 OURS = {
     "ours A8": ours(8),
     "ours A16": ours(16),
     "ours A8 block:128": ours(8, 128),
     "ours A16 block:128": ours(16, 128),
+    "ours int4 A8": ours_integer(4, 8),
+    "ours int4 A16": ours_integer(4, 16),
+    "ours int8 A8": ours_integer(8, 8),
+    "ours int8 A16": ours_integer(8, 16),
 }
 ORT = {
     "ORT fp32": fp32,

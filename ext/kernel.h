@@ -14,10 +14,11 @@
 #define BN_INLINE static inline __attribute__((always_inline))
 #endif
 
-/* dot: acc[row][g][output] = sum of code * q over the inputs of group g, exact.
+/* dot: acc[row][g][output] = sum of code * q over the inputs of group g, exact; there are kernels
+ * for codes of 2 bits (i2s), 4 (w4) and 8 (w8).
  * `steps` may cover a part of a row that starts at a group; the last group may be shorter. */
 typedef struct {
-    const uint8_t *panel; /* (steps, panels, 64) one super-panel of one plane */
+    const uint8_t *panel; /* (steps, panels, 32 * bits) one super-panel of one plane */
     const int8_t *q;      /* (rows, q_stride) of which (rows, 16 * steps) are used */
     int32_t *acc;         /* (rows, ceil(steps / group_steps), 64), written up to 16 * panels */
     size_t q_stride, rows;
@@ -28,7 +29,7 @@ typedef void bn_dot_fn(const bn_dot_args *a);
 
 /* dotf: acc[row][g][output] = sum of (code - 1) * x over the inputs of group g, in float. */
 typedef struct {
-    const uint8_t *panel; /* as in dot */
+    const uint8_t *panel; /* (steps, panels, 64) one super-panel of one plane, i2s */
     const float *x;       /* (rows, x_stride) of which (rows, 16 * steps) are used */
     float *acc;           /* as in dot */
     size_t x_stride, rows, panels, steps, group_steps;
@@ -67,7 +68,8 @@ typedef struct {
     const int64_t *sum;      /* (rows, sum_stride) of which (rows, groups) are used: sums of q */
     const int32_t *code_sum; /* (groups, 64) sums of code, padding included; unused for 1 part */
     const float *scale;      /* (groups, 64) */
-    const float *zero_point; /* (groups, 64), or NULL: all 1, and sum((code - 1) q) fits 32 bits */
+    const float *zero_point; /* (groups, 64), or NULL: */
+    int32_t zero;            /* all are this, and sum((code - zero) q) fits 32 bits */
     const float *factor;     /* (rows) */
     float *y;                /* (rows, 64), only 16 * panels of them are touched */
     size_t rows, parts, groups, sum_stride, panels;

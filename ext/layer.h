@@ -6,13 +6,15 @@
 #include "matmul.h"
 
 struct bn_matmul {
-    size_t n, k, planes, parts; /* parts: rows of int8 per row of activations; 0 for float ones */
+    size_t n, k, parts; /* parts: rows of int8 per row of activations; 0 for float ones */
+    size_t planes;      /* in panels: 1 where those of the file are merged (merge.h) */
     bn_groups groups;
-    int bits;
+    int bits, code_bits; /* of activations, and of codes in panels */
     float step;
     uint8_t *panels;   /* planes of bn_panel_bytes each */
     float *scale;      /* (planes, super-panels, groups, 64) */
-    float *zero_point; /* the same shape, or NULL: all are 1 */
+    float *zero_point; /* the same shape, or NULL: all are zero */
+    int32_t zero;
     int32_t *code_sum; /* the same shape, or NULL where parts < 2 */
     float *bias;       /* (super-panels, 64) */
     bn_dot_fn *dot;

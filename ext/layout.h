@@ -17,8 +17,16 @@
  * step.  Thus a product with one row of activations reads memory from front to back.  The last
  * super-panel of a matrix is narrower where n allows, in steps of 16 outputs.
  *
+ * Codes of 4 bits (w4) and of 8 (w8), which planes in integer ratio become (merge.h), need 2 and 4
+ * such vectors for the same 16 outputs x 16 inputs, one after the other:
+ *
+ *     w4, vector v       bits 7..4      3..0
+ *     byte 4i + j        8v + 4 + j     8v + j
+ *     w8, vector v       bits 7..0
+ *     byte 4i + j        4v + j
+ *
  * Inputs that share a scale are a group.  Every group starts at a step: its inputs are padded to a
- * multiple of 16 with code 1, and rows of activations are padded with the code of 0.0 in the same
+ * multiple of 16 with code 1 (0 in w4 and w8), and rows of activations are padded with the code of 0.0 in the same
  * places. */
 #ifndef BN_LAYOUT_H
 #define BN_LAYOUT_H
@@ -36,7 +44,11 @@ enum {
     /* Inputs that may share a scale.  A kernel may add up codes in place, at bits 7..6, in 32
      * bits: a step of 4 such products is at most 4 * (64 * 3) * 128 = 98304, and 2^31 / 98304 =
      * 21845 steps of 16 inputs fit; we allow 2^14 steps. */
-    BN_MAX_GROUP = 1 << 18
+    BN_MAX_GROUP = 1 << 18,
+
+    /* The same with codes of 4 and 8 bits: 2^16 inputs at most 255 * 128 each are less than 2^31, and
+     * so are the 2^15 of them whose 4-bit codes are added up in place, at most 240 * 128 each. */
+    BN_MAX_WIDE_GROUP = 1 << 16
 };
 
 typedef struct {
@@ -86,16 +98,22 @@ static inline size_t bn_super_width(size_t n, size_t index)
     return left >= BN_SUPER ? BN_SUPER / BN_PANEL : (left - 1) / BN_PANEL + 1;
 }
 
-/* Bytes of the panels of one plane. */
-static inline size_t bn_panel_bytes(size_t n, const bn_groups *g)
+/* Bytes of 16 outputs x 16 inputs with codes of 2, 4 or 8 bits. */
+static inline size_t bn_step_bytes(int bits)
 {
-    return bn_round_up(n, BN_PANEL) / BN_PANEL * (g->padded / BN_STEP) * BN_VECTOR;
+    return (size_t)bits / 2 * BN_VECTOR;
+}
+
+/* Bytes of the panels of one plane. */
+static inline size_t bn_panel_bytes(size_t n, const bn_groups *g, int bits)
+{
+    return bn_round_up(n, BN_PANEL) / BN_PANEL * (g->padded / BN_STEP) * bn_step_bytes(bits);
 }
 
 /* Where super-panel `index` of a plane begins: all before it are full. */
-static inline size_t bn_super_offset(size_t index, const bn_groups *g)
+static inline size_t bn_super_offset(size_t index, const bn_groups *g, int bits)
 {
-    return index * (g->padded / BN_STEP) * (BN_SUPER / BN_PANEL) * BN_VECTOR;
+    return index * (g->padded / BN_STEP) * (BN_SUPER / BN_PANEL) * bn_step_bytes(bits);
 }
 
 #endif

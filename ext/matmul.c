@@ -9,7 +9,10 @@
 #include "cpu.h"
 #include "dispatch.h"
 #include "layer.h"
+#include "merge.h"
 #include "panel.h"
+
+static const char no_memory[] = "out of memory for the packed weights";
 
 static const char *check(const bn_matmul_desc *d)
 {
@@ -60,50 +63,84 @@ static float *spread(const bn_matmul *layer, const float *from, size_t rows)
     return table;
 }
 
-/* Zero points of 1 are left out where the difference of the integer sums fits 32 bits: with 8 bits
- * always, 2 * 128 * 2^18 = 2^26; with 16 bits up to 2 * 32768 * 32767 < 2^31. */
-static int zero_points_are_implied(const bn_matmul *layer, const bn_matmul_desc *d)
+/* One zero point for all needs no table where it is an integer, and the sums of (code - zero) q fit 32
+ * bits. */
+static int has_one_zero_point(const bn_matmul *layer, const bn_matmul_desc *d)
 {
     const size_t count = d->planes * d->zero_point_rows * layer->groups.count;
+    const float zero = d->zero_point ? d->zero_point[0] : 1.0f;
+    const int top = (1 << layer->code_bits) - 1;
 
-    if (layer->parts == 2 && layer->groups.length > 32767) {
+    if (!(zero >= 0.0f && zero <= (float)top && zero == (float)(int)zero)) {
+        return 0;
+    }
+    const int most = 2 * (int)zero > top ? (int)zero : top - (int)zero;
+    const int64_t step = (int64_t)most << (layer->parts == 2 ? 15 : 7);
+    if (layer->groups.length > (size_t)(INT32_MAX / step)) {
         return 0;
     }
     for (size_t i = 0; d->zero_point && i < count; i++) {
-        if (d->zero_point[i] != 1.0f) {
+        if (d->zero_point[i] != zero) {
             return 0;
         }
     }
     return 1;
 }
 
-static const char *fill(bn_matmul *layer, const bn_matmul_desc *d)
+static const char *fill_tables(bn_matmul *layer, const bn_matmul_desc *d)
 {
-    const char *no_memory = "out of memory for the packed weights";
-    const size_t supers = bn_super_panels(d->n);
-    const size_t plane_bytes = bn_panel_bytes(d->n, &layer->groups);
-    const size_t weight_bytes = d->n * bn_formats[d->format].row_bytes(d->k);
-
-    layer->panels = bn_panel_alloc(d->planes * plane_bytes);
     layer->scale = spread(layer, d->scale, d->scale_rows);
-    layer->bias = calloc(supers * BN_SUPER, sizeof *layer->bias);
-    if (!layer->panels || !layer->scale || !layer->bias) {
+    layer->bias = calloc(bn_super_panels(d->n) * BN_SUPER, sizeof *layer->bias);
+    if (!layer->scale || !layer->bias) {
         return no_memory;
     }
     if (d->bias) {
         memcpy(layer->bias, d->bias, d->n * sizeof *d->bias);
     }
-    if (!zero_points_are_implied(layer, d)) {
-        layer->zero_point = spread(layer, d->zero_point, d->zero_point_rows);
-        if (!layer->zero_point) {
-            return no_memory;
-        }
+    if (has_one_zero_point(layer, d)) {
+        layer->zero = d->zero_point ? (int32_t)d->zero_point[0] : 1;
+        return NULL;
     }
+    layer->zero_point = spread(layer, d->zero_point, d->zero_point_rows);
+    return layer->zero_point ? NULL : no_memory;
+}
+
+/* The tables of merged planes are those of a layer of one plane. */
+static const char *fill_merged_tables(bn_matmul *layer, const bn_matmul_desc *d,
+                                      const bn_merge *merge)
+{
+    bn_matmul_desc one = *d;
+    const char *reason;
+
+    one.planes = 1;
+    one.scale = d->scale + (d->planes - 1) * d->scale_rows * layer->groups.count;
+    one.zero_point_rows = d->zero_point ? d->zero_point_rows : 1;
+    float *zero_point = malloc(one.zero_point_rows * layer->groups.count * sizeof *zero_point);
+    if (!zero_point) {
+        return no_memory;
+    }
+    bn_merge_zero_points(d, merge, zero_point);
+    one.zero_point = zero_point;
+    reason = fill_tables(layer, &one);
+    free(zero_point);
+    return reason;
+}
+
+static const char *fill_panels(bn_matmul *layer, const bn_matmul_desc *d, const bn_merge *merge)
+{
+    const size_t plane_bytes = bn_panel_bytes(d->n, &layer->groups, layer->code_bits);
+    const size_t weight_bytes = d->n * bn_formats[d->format].row_bytes(d->k);
+
+    layer->panels = bn_panel_alloc(layer->planes * plane_bytes);
     if (layer->parts == 2) {
         layer->code_sum = malloc(table_size(layer) * sizeof *layer->code_sum);
-        if (!layer->code_sum) {
-            return no_memory;
-        }
+    }
+    if (!layer->panels || (layer->parts == 2 && !layer->code_sum)) {
+        return no_memory;
+    }
+    if (layer->code_bits != 2) {
+        return bn_merge_build(merge, d->format, d->weight, d->n, &layer->groups, layer->panels,
+                              layer->code_sum);
     }
     for (size_t plane = 0; plane < d->planes; plane++) {
         const char *reason = bn_panel_build(
@@ -117,6 +154,13 @@ static const char *fill(bn_matmul *layer, const bn_matmul_desc *d)
     return NULL;
 }
 
+static const char *fill(bn_matmul *layer, const bn_matmul_desc *d, const bn_merge *merge)
+{
+    const char *reason = layer->code_bits == 2 ? fill_tables(layer, d)
+                                               : fill_merged_tables(layer, d, merge);
+    return reason ? reason : fill_panels(layer, d, merge);
+}
+
 static bn_any_fn *find(const char *op, const char *format, uint32_t isas)
 {
     return bn_find(op, format, isas)->fn; /* every op has a scalar kernel, and isas has scalar */
@@ -125,6 +169,7 @@ static bn_any_fn *find(const char *op, const char *format, uint32_t isas)
 const char *bn_matmul_create(const bn_matmul_desc *desc, uint32_t isas, bn_matmul **out)
 {
     const char *reason = check(desc);
+    bn_merge merge;
     bn_matmul *layer = reason ? NULL : calloc(1, sizeof *layer);
 
     *out = NULL;
@@ -133,21 +178,24 @@ const char *bn_matmul_create(const bn_matmul_desc *desc, uint32_t isas, bn_matmu
     }
     layer->n = desc->n;
     layer->k = desc->k;
-    layer->planes = desc->planes;
+    merge = bn_find_merge(desc);
+    layer->planes = merge.bits == 2 ? desc->planes : 1;
+    layer->code_bits = merge.bits;
     layer->parts = desc->activation_bits == 32 ? 0 : (size_t)desc->activation_bits / 8;
     layer->groups = bn_make_groups(desc->k, desc->block_size);
     layer->bits = desc->activation_bits;
     layer->step = desc->activation_scale;
 
     isas |= UINT32_C(1) << BN_ISA_scalar;
-    layer->dot = (bn_dot_fn *)find("dot", "i2s", isas);
+    layer->dot = (bn_dot_fn *)find(
+        "dot", merge.bits == 8 ? "w8" : merge.bits == 4 ? "w4" : "i2s", isas);
     layer->dotf = (bn_dotf_fn *)find("dotf", "i2s", isas);
     layer->actq = (bn_actq_fn *)find("actq", "f32", isas);
     layer->scale_acc = (bn_scale_fn *)find("scale", "i32", isas);
     layer->widen = (bn_widen_fn *)find("widen", "f16", isas);
     layer->narrow = (bn_narrow_fn *)find("narrow", "f16", isas);
 
-    reason = fill(layer, desc);
+    reason = fill(layer, desc, &merge);
     if (reason) {
         bn_matmul_destroy(layer);
         return reason;

@@ -119,7 +119,7 @@ static const char *build(bn_format format, const uint8_t *weight, size_t n,
                 }
             }
             build_output(row, groups, width * BN_VECTOR,
-                         panels + bn_super_offset(super, groups) + lane / BN_PANEL * BN_VECTOR +
+                         panels + bn_super_offset(super, groups, 2) + lane / BN_PANEL * BN_VECTOR +
                              lane % BN_PANEL * 4,
                          code_sum ? code_sum + super * groups->count * BN_SUPER + lane : NULL);
         }

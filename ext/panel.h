@@ -5,7 +5,7 @@
 #include "formats.h"
 #include "layout.h"
 
-/* weight is (n, row_bytes) canonical bytes of a format; panels gets bn_panel_bytes(n, groups) bytes; code_sum,
+/* weight is (n, row_bytes) canonical bytes of a format; panels gets bn_panel_bytes(n, groups, 2) bytes; code_sum,
  * where it is not NULL, gets (super-panels, groups, 64) sums of codes with their padding; outputs
  * past n have code 1 everywhere.  Returns NULL, or the reason why it failed: bytes that are not
  * canonical, or no memory. */

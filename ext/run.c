@@ -115,8 +115,9 @@ static place locate(const bn_matmul *layer, const block *b)
     p.width = bn_super_width(layer->n, b->super);
     p.column = column;
     p.steps = (end - column) / BN_STEP;
-    p.panel = layer->panels + b->plane * bn_panel_bytes(layer->n, g) +
-              bn_super_offset(b->super, g) + column / BN_STEP * p.width * BN_VECTOR;
+    p.panel = layer->panels + b->plane * bn_panel_bytes(layer->n, g, layer->code_bits) +
+              bn_super_offset(b->super, g, layer->code_bits) +
+              column / BN_STEP * p.width * bn_step_bytes(layer->code_bits);
     p.table = bn_table_offset(layer, b->plane, b->super) + b->group * BN_SUPER;
     return p;
 }
@@ -148,6 +149,7 @@ static void add_integer(const call *c, const block *b, float *y)
         .code_sum = layer->code_sum ? layer->code_sum + p.table : NULL,
         .scale = layer->scale + p.table,
         .zero_point = layer->zero_point ? layer->zero_point + p.table : NULL,
+        .zero = layer->zero,
         .factor = g->count == 1 ? c->inv_s + b->row : ones,
         .y = y,
         .rows = b->rows,
@@ -158,13 +160,15 @@ static void add_integer(const call *c, const block *b, float *y)
     });
 }
 
-/* y += scale * (product + (1 - zero_point) * sum), where product is the sum of (code - 1) x. */
-static void add_group(const float *scale, const float *zero_point, const float *product, float sum,
+/* y += scale * (product + (1 - zero_point) * sum), where product is the sum of (code - 1) x; `at` is
+ * the group's place in the tables. */
+static void add_group(const bn_matmul *layer, size_t at, const float *product, float sum,
                       size_t lanes, float *y)
 {
     for (size_t lane = 0; lane < lanes; lane++) {
-        const float offset = zero_point ? (1.0f - zero_point[lane]) * sum : 0.0f;
-        y[lane] += scale[lane] * (product[lane] + offset);
+        const float zero = layer->zero_point ? layer->zero_point[at + lane] : (float)layer->zero;
+        const float offset = zero == 1.0f ? 0.0f : (1.0f - zero) * sum; /* sum may be infinite */
+        y[lane] += layer->scale[at + lane] * (product[lane] + offset);
     }
 }
 
@@ -187,9 +191,7 @@ static void add_float(const call *c, const block *b, float *y)
     });
     for (size_t row = 0; row < b->rows; row++) {
         for (size_t i = 0; i < b->groups; i++) {
-            const size_t at = p.table + i * BN_SUPER;
-            add_group(layer->scale + at, layer->zero_point ? layer->zero_point + at : NULL,
-                      acc + (row * b->groups + i) * BN_SUPER,
+            add_group(layer, p.table + i * BN_SUPER, acc + (row * b->groups + i) * BN_SUPER,
                       c->xf_sum[(b->row + row) * g->count + b->group + i], p.width * BN_PANEL,
                       y + row * BN_SUPER);
         }

@@ -30,7 +30,8 @@ cdef extern from "layout.h" nogil:
     bn_groups bn_make_groups(size_t k, size_t block_size)
     size_t bn_row_bytes(size_t k)
     size_t bn_super_panels(size_t n)
-    size_t bn_panel_bytes(size_t n, const bn_groups *groups)
+    size_t bn_panel_bytes(size_t n, const bn_groups *groups, int bits)
+    size_t bn_step_bytes(int bits)
 
 cdef extern from "formats.h" nogil:
     int BN_FORMAT_COUNT
@@ -46,6 +47,21 @@ cdef extern from "formats.h" nogil:
 
 cdef extern from "panel.h" nogil:
     const char *bn_panel_build(
+        bn_format format,
+        const uint8_t *weight,
+        size_t n,
+        const bn_groups *groups,
+        uint8_t *panels,
+        int32_t *code_sum,
+    )
+
+cdef extern from "merge.h" nogil:
+    ctypedef struct bn_merge:
+        uint8_t ratio[4]
+        size_t planes
+        int bits
+    const char *bn_merge_build(
+        const bn_merge *merge,
         bn_format format,
         const uint8_t *weight,
         size_t n,
@@ -83,6 +99,7 @@ cdef extern from "kernel.h" nogil:
         const int32_t *code_sum
         const float *scale
         const float *zero_point
+        int32_t zero
         const float *factor
         float *y
         size_t rows, parts, groups, sum_stride, panels

@@ -188,7 +188,7 @@ def panels(const uint8_t[:, ::1] weight, size_t k, size_t block_size=0, format="
     cdef bn_format layout = _format(format)
     _require_row_bytes(weight.shape[1], bn_formats[layout].row_bytes(k), k)
     cdef bn_groups groups = bn_make_groups(k, block_size)
-    cdef uint8_t[::1] out = np.empty(bn_panel_bytes(weight.shape[0], &groups), np.uint8)
+    cdef uint8_t[::1] out = np.empty(bn_panel_bytes(weight.shape[0], &groups, 2), np.uint8)
     cdef size_t supers = bn_super_panels(weight.shape[0])
     cdef int32_t[:, :, ::1] code_sum = np.empty((supers, groups.count, BN_SUPER), np.int32)
     cdef const char *reason
@@ -201,6 +201,46 @@ def panels(const uint8_t[:, ::1] weight, size_t k, size_t block_size=0, format="
     return np.asarray(out), np.asarray(code_sum)
 
 
+def merged_panels(const uint8_t[:, :, ::1] weight, ratio, size_t k, size_t block_size=0, *, int bits):
+    """Return the panels of planes merged to one of wider codes, and the sums of these, see ext/merge.h.
+
+    Args:
+        weight: canonical i2s bytes (P, N, row_bytes).
+        ratio: P integers.
+        k: inputs.
+        block_size: inputs that share a scale; 0 means all of k.
+        bits: of a merged code, 4 or 8, that must hold 3 * sum(ratio).
+
+    Returns:
+        uint8 (bytes,) and int32 (super-panels, groups, 64).
+
+    Raises:
+        ValueError: wrong shape or ratio, or the bytes are not canonical.
+    """
+    _require(k > 0 and weight.shape[1] > 0, "N and K must be at least 1")
+    _require(1 <= weight.shape[0] == len(ratio) <= 4, "there must be 1 to 4 planes and a ratio for each")
+    _require(bits in (4, 8) and min(ratio) > 0 and 3 * sum(ratio) < 1 << bits, "the codes do not fit")
+    _require_row_bytes(weight.shape[2], bn_row_bytes(k), k)
+    cdef bn_merge merge
+    merge.planes, merge.bits = weight.shape[0], bits
+    for plane in range(weight.shape[0]):
+        merge.ratio[plane] = ratio[plane]
+    cdef size_t n = weight.shape[1]
+    cdef bn_groups groups = bn_make_groups(k, block_size)
+    cdef uint8_t[::1] out = np.empty(bn_panel_bytes(n, &groups, bits), np.uint8)
+    cdef int32_t[:, :, ::1] code_sum = np.empty((bn_super_panels(n), groups.count, BN_SUPER), np.int32)
+    cdef bn_format layout = _format("i2s")
+    cdef const char *reason
+    with nogil:
+        reason = bn_merge_build(&merge, layout, &weight[0, 0, 0], n, &groups, &out[0], &code_sum[0, 0, 0])
+    if reason != NULL:
+        raise ValueError(reason.decode())
+    return np.asarray(out), np.asarray(code_sum)
+
+
+_CODE_BITS = {"i2s": 2, "w4": 4, "w8": 8}
+
+
 def dot(
     const uint8_t[::1] panel,
     const int8_t[:, ::1] q,
@@ -209,20 +249,23 @@ def dot(
     size_t panels,
     size_t group_steps,
     isa,
+    format="i2s",
 ):
-    """Run the kernel `dot i2s` of one instruction set on one super-panel of one plane.
+    """Run the kernel `dot` of one format and instruction set on one super-panel of one plane.
 
     Args:
-        panel: (steps * panels * 64,) bytes.
+        panel: (steps * panels * 32 * bits,) bytes.
         q: (rows, 16 * steps).
         acc: out (rows, groups, 64).
         panels: vectors side by side, 1 to 4.
         group_steps: steps in a group; the last may have fewer.
         isa: name of the kernel's instruction set.
+        format: i2s, w4 or w8, codes of 2, 4 or 8 bits.
     """
     cdef size_t steps = q.shape[1] // BN_STEP
-    _check_dot(panel.shape[0], q.shape[0], q.shape[1], acc.shape, panels, group_steps)
-    cdef bn_dot_fn *fn = <bn_dot_fn *>_kernel("dot", "i2s", isa)
+    _check_dot(panel.shape[0], q.shape[0], q.shape[1], acc.shape, panels, group_steps, _CODE_BITS[format])
+    cdef bytes name = format.encode()
+    cdef bn_dot_fn *fn = <bn_dot_fn *>_kernel("dot", name, isa)
     cdef bn_dot_args args
     args.panel, args.q, args.acc = &panel[0], &q[0, 0], &acc[0, 0, 0]
     args.q_stride, args.rows, args.panels = q.shape[1], q.shape[0], panels
@@ -242,7 +285,7 @@ def dotf(
 ):
     """Run the kernel `dotf i2s` of one instruction set: `dot` with float32 rows, sums of (code - 1) * x."""
     cdef size_t steps = x.shape[1] // BN_STEP
-    _check_dot(panel.shape[0], x.shape[0], x.shape[1], acc.shape, panels, group_steps)
+    _check_dot(panel.shape[0], x.shape[0], x.shape[1], acc.shape, panels, group_steps, 2)
     cdef bn_dotf_fn *fn = <bn_dotf_fn *>_kernel("dotf", "i2s", isa)
     cdef bn_dotf_args args
     args.panel, args.x, args.acc = &panel[0], &x[0, 0], &acc[0, 0, 0]
@@ -252,11 +295,11 @@ def dotf(
         fn(&args)
 
 
-def _check_dot(panel_bytes, rows, columns, acc_shape, panels, group_steps):
+def _check_dot(panel_bytes, rows, columns, acc_shape, panels, group_steps, bits):
     steps = columns // BN_STEP
     _require(rows > 0 and steps > 0 and columns % BN_STEP == 0, "rows must be a positive multiple of 16 long")
     _require(1 <= panels <= 4 and group_steps > 0, "panels must be 1 to 4 and group_steps at least 1")
-    needed = steps * panels * BN_VECTOR
+    needed = steps * panels * bn_step_bytes(bits)
     _require(panel_bytes == needed, f"panel has {panel_bytes} bytes, {steps} steps need {needed}")
     groups = -(-steps // group_steps)
     _require(tuple(acc_shape[:3]) == (rows, groups, BN_SUPER), f"acc must be ({rows}, {groups}, 64)")
@@ -314,6 +357,7 @@ def scale(
     *,
     size_t panels,
     isa,
+    int zero=1,
 ):
     """Run the kernel `scale i32` of one instruction set: add products of one super-panel to y.
 
@@ -322,11 +366,12 @@ def scale(
         sums: (rows, groups) sums of q.
         code_sum: (groups, 64) sums of codes; used for two parts.
         scale: (groups, 64).
-        zero_point: (groups, 64), or None for 1.
+        zero_point: (groups, 64), or None: all are `zero`.
         factor: (rows,).
         y: in and out (rows, 64).
         panels: vectors side by side, 1 to 4.
         isa: name of the kernel's instruction set.
+        zero: the zero point where there is no table of them.
     """
     cdef Py_ssize_t rows = factor.shape[0], groups = scale.shape[0]
     _require(rows > 0 and groups > 0 and 1 <= panels <= 4, "rows, groups and panels must be at least 1")
@@ -341,6 +386,7 @@ def scale(
     cdef bn_scale_fn *fn = <bn_scale_fn *>_kernel("scale", "i32", isa)
     cdef bn_scale_args args
     args.acc, args.sum, args.code_sum = &acc[0, 0, 0], &sums[0, 0], &code_sum[0, 0]
+    args.zero = zero
     args.scale, args.factor, args.y = &scale[0, 0], &factor[0], &y[0, 0]
     args.zero_point = NULL
     if zero_point is not None:

@@ -50,7 +50,7 @@ def keep_unseen(index: int, linears: Sequence[Linear], recipe: Recipe) -> Keep |
         return Keep(Reason.KEPT_FIRST)
     if recipe.keep_last and index == len(linears) - 1:
         return Keep(Reason.KEPT_LAST)
-    rule = _rule_for(linears[index], recipe)
+    rule = rule_for(linears[index], recipe)
     if rule is not None and rule.action == "keep":
         return Keep(Reason.KEPT_BY_RULE, f"rule {rule.match!r}")
     return None
@@ -68,7 +68,7 @@ def decide(
         ModelError: the weight is empty or holds NaN or infinity.
     """
     check_weight(weight, linear.name)
-    rule = _rule_for(linear, recipe)
+    rule = rule_for(linear, recipe)
     if rule is not None:
         recipe = recipe.replace(**rule.overrides)
     spec = LayerSpec.from_recipe(recipe)
@@ -100,7 +100,8 @@ def needs_calibration(recipe: Recipe) -> bool:
     return any(scale not in (None, "dynamic") for scale in scales)
 
 
-def _rule_for(linear: Linear, recipe: Recipe) -> Rule | None:
+def rule_for(linear: Linear, recipe: Recipe) -> Rule | None:
+    """Return the rule that decides a layer, if any."""
     return next((rule for rule in recipe.rules if _fits(rule, linear)), None)
 
 

@@ -34,6 +34,11 @@ RECIPE_OPTIONS: dict[str, Any] = {
     "keep_first": Annotated[bool | None, typer.Option("--keep-first", help="leave the first layer float")],
     "keep_last": Annotated[bool | None, typer.Option("--keep-last", help="leave the last layer float")],
     "target": Annotated[str | None, typer.Option(help="custom, ort, simulate or float")],
+    "min_cosine": Annotated[
+        float | None, typer.Option(help="goal: cosine of every output to the float model's")
+    ],
+    "min_sqnr": Annotated[float | None, typer.Option(help="goal: dB of every output")],
+    "max_size": Annotated[str | None, typer.Option(help="goal: bytes of the files, or for example 200MB")],
 }
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import fnmatch
 import json
+import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -134,6 +135,10 @@ class Recipe:
             keeps layers for which it has none; `simulate` writes float weights, quantized and dequantized;
             `float` makes such a model from one that is packed. In the last two, `auto` leaves activations
             float; with `ort` it is 8.
+        min_cosine: smallest cosine of every float output to the float model's, from 0 to 1.
+        min_sqnr: smallest signal-to-noise ratio of every float output in dB.
+        max_size: largest size of the files in bytes, or for example `"200MB"`. With one of these three goals,
+            mode `auto` chooses what reaches it in the fewest bytes or with the least error.
 
     >>> Recipe(mode="ternary", granularity="block:128").mode
     'ternary'
@@ -151,8 +156,13 @@ class Recipe:
     keep_first: bool = False
     keep_last: bool = False
     target: str = "custom"
+    min_cosine: float | None = None
+    min_sqnr: float | None = None
+    max_size: int | str | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "max_size", _size(self.max_size))
+        self._check_goals()
         object.__setattr__(self, "rules", tuple(Rule.parse(rule) for rule in self.rules))
         check_layer_fields(dataclasses.asdict(self))
         _one_of("target", self.target, TARGETS)
@@ -166,6 +176,28 @@ class Recipe:
                 raise RecipeError(
                     f"rule {rule.match!r}: mode 'lossless' changes no value; use mode 'auto' with this rule"
                 )
+
+    def _check_goals(self) -> None:
+        for name, most in (("min_cosine", 1.0), ("min_sqnr", math.inf)):
+            value = getattr(self, name)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if value is not None and not (number and 0 < value <= most):
+                raise RecipeError(f"{name} = {value!r} is no number above 0{' up to 1' if most == 1 else ''}")
+        if self.has_goals and self.mode != "auto":
+            raise RecipeError(f"mode {self.mode!r} has nothing to choose; use 'auto' with goals")
+        if self.has_goals and self.target == "float":
+            raise RecipeError(
+                "target 'float' has nothing to choose; leave out min_cosine, min_sqnr and max_size"
+            )
+
+    @property
+    def has_goals(self) -> bool:
+        """Whether there is something for the planner to reach."""
+        return not (self.min_cosine is None and self.min_sqnr is None and self.max_size is None)
+
+    def without_goals(self) -> Recipe:
+        """Return a copy that only says what to do."""
+        return self.replace(min_cosine=None, min_sqnr=None, max_size=None)
 
     def replace(self, **changes: Any) -> Recipe:
         """Return a copy with some fields changed."""
@@ -229,6 +261,22 @@ def block_size(granularity: str) -> int | None:
             f"granularity {granularity!r} is none of auto, tensor, channel or block:B with B a multiple of 16"
         )
     return int(match[1])
+
+
+_UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+
+
+def _size(value: int | str | None) -> int | None:
+    """Read a number of bytes: 200000000, "200MB" or "190 MiB"."""
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+        return value
+    match = re.fullmatch(r"([\d.]+) *([KMG]I?)?B?", str(value).upper())
+    try:
+        if match is None or isinstance(value, bool):
+            raise ValueError
+        return int(float(match[1]) * _UNITS[match[2] or ""])
+    except ValueError:
+        raise RecipeError(f"max_size = {value!r} is no size; write bytes, or for example '200MB'") from None
 
 
 def _one_of(field: str, value: object, allowed: Sequence[object]) -> None:

@@ -191,11 +191,48 @@ def matmul(
         y = _matmul_float(rows, codes, scale, zero_point, block_size)
     else:
         q, inv_s = quantize_rows(rows, activation_bits, activation_scale)
+        codes, scale, zero_point = merge_planes(codes, scale, zero_point, min(block_size or k, k))
         y = _matmul_integer(q, inv_s, codes, scale, zero_point, block_size)
     if bias is not None:
         y = y + bias.astype(np.float32)
     with np.errstate(over="ignore"):
         return y.astype(x.dtype).reshape(*x.shape[:-1], weight.shape[1])
+
+
+def merge_planes(
+    codes: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, longest: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Turn planes whose scales are in integer ratio into the one plane that they are digits of.
+
+    Two to four planes with scales r_p * s, where s is the last plane's, are one with codes sum(r_p * code_p)
+    and zero points sum(r_p * zero_point_p), if
+
+    - the r_p are integers >= 1, exactly and the same for all outputs and groups, and their sum is at most 85;
+    - all zero points are multiples of 1/2, at most 128 in magnitude;
+    - no group is longer than 65536 inputs.
+
+    Args:
+        codes: (P, N, K).
+        scale: (P, N or 1, G or 1).
+        zero_point: likewise, on its own.
+        longest: inputs in the longest group.
+
+    Returns:
+        Codes uint8, scales and zero points float32: of one plane, or what was given.
+    """
+    scale, zero_point = scale.astype(np.float64), zero_point.astype(np.float64)
+    apart = codes, scale.astype(np.float32), zero_point.astype(np.float32)
+    s = scale[-1]
+    if codes.shape[0] < 2 or longest > 65536 or not s.any():
+        return apart
+    with np.errstate(invalid="ignore"):
+        ratio = scale[:, s != 0][:, 0] / s[s != 0][0]
+    integers = (ratio >= 1).all() and (ratio == np.rint(ratio)).all() and ratio.sum() <= 85
+    halves = (np.abs(zero_point) <= 128) & (2 * zero_point == np.rint(2 * zero_point))
+    if not (integers and halves.all() and (scale == ratio[:, None, None] * s).all()):
+        return apart
+    merged = np.tensordot(ratio, codes, 1)[None].astype(np.uint8)
+    return merged, apart[1][-1:], np.tensordot(ratio, zero_point, 1)[None].astype(np.float32)
 
 
 def _matmul_integer(
@@ -206,7 +243,10 @@ def _matmul_integer(
     zero_point: np.ndarray,
     block_size: int,
 ) -> np.ndarray:
-    """Integer products per group, then the epilogue in float32, operation by operation."""
+    """Integer products per group, then the epilogue in float32, operation by operation.
+
+    Codes (P, N, K) with their scales and zero points, as `merge_planes` returns them.
+    """
     k = q.shape[1]
     starts = group_starts(k, block_size)
     scale, zero_point = (_spread(a, codes, k, block_size) for a in (scale, zero_point))

@@ -126,6 +126,23 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class FrontierPoint:
+    """One way to convert the whole model, of those that trade size against error best.
+
+    Args:
+        nbytes: size of the files.
+        loss: predicted error of the outputs: 1 - cosine, or noise over signal if the goal is `min_sqnr`.
+        measured: the same as it was measured with float activations; None if it was not.
+        chosen: whether it is what the recipe says.
+    """
+
+    nbytes: int
+    loss: float
+    measured: float | None = None
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
 class Report:
     """What `convert` or `plan` did, or would do, with a model.
 
@@ -137,6 +154,7 @@ class Report:
         notes: sentences the user should read, such as what `auto` left alone.
         source_bytes: size of the model and its external data.
         output_bytes: the same of the result; a prediction in a plan.
+        frontier: what the planner had to choose from, from the smallest on; empty without goals.
     """
 
     source: str
@@ -146,6 +164,7 @@ class Report:
     notes: tuple[str, ...] = ()
     source_bytes: int = 0
     output_bytes: int = 0
+    frontier: tuple[FrontierPoint, ...] = ()
 
     @property
     def converted(self) -> tuple[Layer, ...]:
@@ -180,6 +199,7 @@ class Report:
             "kept": len(self.kept),
             "reasons": {reason.value: count for reason, count in self.reasons().items()},
             "notes": list(self.notes),
+            "frontier": [dataclasses.asdict(point) for point in self.frontier],
             "layers": [layer.to_dict() for layer in self.layers],
         }
 

@@ -97,6 +97,50 @@ def test_scales_of_one_row_or_group_serve_all():
     assert np.array_equal(short, reference.matmul(x, weight, 3 * long, long, None, k=64, block_size=32))
 
 
+@pytest.mark.parametrize(
+    ("ratio", "zero_points", "merged"),
+    [
+        ((4, 1), (2, 0), True),
+        ((3, 1), (1, 1), True),
+        ((64, 16, 4, 1), (2, 0, 0, 0), True),
+        ((64, 16, 5, 1), (2, 0, 0, 0), False),
+        ((4, 1), (1.5, -128), True),
+        ((4, 1), (1.25, 1), False),
+        ((4, 1), (128.5, 1), False),
+        ((1, 1), (1, 1), True),
+        ((1, 4), (1, 1), False),
+        ((2.5, 1), (1, 1), False),
+        ((-4, 1), (1, 1), False),
+        ((1,), (1,), False),
+    ],
+)
+def test_planes_in_integer_ratio_are_merged(
+    ratio: tuple[float, ...], zero_points: tuple[float, ...], merged: bool
+):
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 4, (len(ratio), 5, 24), np.uint8)
+    scale = np.float32(ratio)[:, None, None] * rng.integers(-9, 9, (5, 3)).astype(np.float32)
+    zero_point = np.float32(zero_points)[:, None, None]
+    got = reference.merge_planes(codes, scale, zero_point, 8)
+    assert got[0].shape == (1 if merged else len(ratio), 5, 24)
+    decoded = [
+        (c - np.float64(z)) * np.repeat(s, 8, axis=-1) for c, s, z in ((codes, scale, zero_point), got)
+    ]
+    assert np.array_equal(decoded[0].sum(axis=0), decoded[1].sum(axis=0))
+
+
+def test_planes_that_are_not_exactly_in_ratio_are_not_merged():
+    codes = np.ones((2, 3, 24), np.uint8)
+    zero_point = np.ones((2, 1, 1), np.float32)
+    scale = np.float32([[[4.0]], [[1.0]]]) * np.ones((3, 3), np.float32)
+    assert len(reference.merge_planes(codes, scale, zero_point, 65536)[0]) == 1
+    assert len(reference.merge_planes(codes, scale, zero_point, 65537)[0]) == 2
+    for changed in (0, np.inf, np.nan, np.nextafter(np.float32(4), np.float32(5))):
+        scale[0, 1, 2] = changed
+        assert len(reference.merge_planes(codes, scale, zero_point, 8)[0]) == 2
+    assert len(reference.merge_planes(codes, 0 * codes[:, :, :3], zero_point, 8)[0]) == 2
+
+
 def test_block_hadamard_worked_by_hand():
     x = np.array([[1, 2, 3, 4, 8, 0, 0, -2]], np.float16)
     signs = np.array([1, 1, 1, 1, 1, -1, 1, -1], np.float32)

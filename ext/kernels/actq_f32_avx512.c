@@ -4,7 +4,7 @@
  *          per step, the last of a group under a mask; masked values are 0 and quantize to the
  *          padding.
  * Numbers  vcvtps2dq rounds half to even in the default mode.  |q| <= 2^15 and a lane adds at most
- *          2^18 / 16 values, so the 32-bit sums of a group hold.
+ *          2^18 / 16 values, so the 32-bit sums of a group hold; their sum takes 64 bits.
  */
 #include <immintrin.h>
 
@@ -57,6 +57,13 @@ static inline __m512i step(const bn_actq_args *a, const float *x, __mmask16 mask
     return v;
 }
 
+static inline int64_t wide_sum(__m512i sums)
+{
+    const __m512i low = _mm512_cvtepi32_epi64(_mm512_castsi512_si256(sums));
+    const __m512i high = _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(sums, 1));
+    return _mm512_reduce_add_epi64(_mm512_add_epi64(low, high));
+}
+
 void bn_actq_f32_avx512(const bn_actq_args *a)
 {
     const bn_row_scale row = bn_make_row_scale(a, absmax_bits(a->x, a->groups.k));
@@ -72,6 +79,6 @@ void bn_actq_f32_avx512(const bn_actq_args *a)
             const __m512i v = step(a, x + i, first_lanes(length - i), &scale, q + i);
             sums = _mm512_add_epi32(sums, v);
         }
-        a->sum[g] = _mm512_reduce_add_epi32(sums);
+        a->sum[g] = wide_sum(sums);
     }
 }

@@ -69,6 +69,6 @@ BN_INLINE void multiply(const bn_strip *s, const int rows, const int panels)
 
 void bn_dot_i2s_avx512(const bn_dot_args *a)
 {
-    const bn_strips strips = bn_dot_strips(a, STEPS);
+    const bn_strips strips = bn_dot_strips(a, 2, STEPS);
     bn_all_rows(&strips, multiply, 4, 16);
 }

@@ -1,69 +1,13 @@
-/* dot, AVX-VNNI (256 bits).
- *
- * Layout   Half a vector of a panel (layout.h) is 8 outputs x 16 inputs: field p of its bytes is
- *          the unsigned operand of vpdpbusd for inputs 4p .. 4p + 3.  A lane of an accumulator is
- *          an output: there is no sum across lanes.
- * Numbers  vpdpbusd does not saturate, and all sums fit 32 bits (BN_MAX_GROUP in layout.h).
- * Method   One row: 64 outputs at once, front to back, 8 independent sums.  Two rows x 32 outputs
- *          or 4 rows x 16 outputs share each unpacked plane, again 8 sums.
- */
-#include <immintrin.h>
+/* dot with codes of 2 bits, AVX-VNNI. */
+#include "dot_avxvnni.h"
 
-#include "strips.h"
-
-enum { HALVES = 8, HALF = 32, PREFETCH = 4096 };
-
-/* A strip is a whole group: acc is always fresh. */
 BN_INLINE void multiply(const bn_strip *s, const int rows, const int panels)
 {
-    const int halves = 2 * panels;
-    const __m256i low2 = _mm256_set1_epi8(3);
-    const uint8_t *panel = s->panel;
-    const int8_t *q = s->x;
-    __m256i sum[4][HALVES];
-
-#pragma GCC unroll 4
-    for (int row = 0; row < rows; row++) {
-#pragma GCC unroll 8
-        for (int i = 0; i < halves; i++) {
-            sum[row][i] = _mm256_setzero_si256();
-        }
-    }
-    for (size_t step = 0; step < s->steps; step++, panel += s->panel_stride, q += BN_STEP) {
-#pragma GCC unroll 4
-        for (int i = 0; i < halves; i += 2) {
-            const uint8_t *at = panel + i * HALF;
-            const __m256i first = _mm256_loadu_si256((const __m256i *)at);
-            const __m256i second = _mm256_loadu_si256((const __m256i *)(at + HALF));
-            _mm_prefetch((const char *)(at + PREFETCH), _MM_HINT_T0);
-#pragma GCC unroll 4
-            for (int field = 0; field < 4; field++) {
-                const __m256i c0 = _mm256_and_si256(_mm256_srli_epi16(first, 2 * field), low2);
-                const __m256i c1 = _mm256_and_si256(_mm256_srli_epi16(second, 2 * field), low2);
-#pragma GCC unroll 4
-                for (int row = 0; row < rows; row++) {
-                    const int8_t *four = q + (size_t)row * s->x_stride + 4 * field;
-                    const __m256i x = _mm256_set1_epi32(bn_load_four(four));
-                    sum[row][i] = _mm256_dpbusd_avx_epi32(sum[row][i], c0, x);
-                    sum[row][i + 1] = _mm256_dpbusd_avx_epi32(sum[row][i + 1], c1, x);
-                    BN_KEEP(sum[row][i]);
-                    BN_KEEP(sum[row][i + 1]);
-                }
-            }
-        }
-    }
-#pragma GCC unroll 4
-    for (int row = 0; row < rows; row++) {
-#pragma GCC unroll 8
-        for (int i = 0; i < halves; i++) {
-            int32_t *to = (int32_t *)s->acc + (size_t)row * s->acc_stride + 8 * i;
-            _mm256_storeu_si256((__m256i *)to, sum[row][i]);
-        }
-    }
+    bn_multiply_avxvnni(s, rows, panels, 2);
 }
 
 void bn_dot_i2s_avxvnni(const bn_dot_args *a)
 {
-    const bn_strips strips = bn_dot_strips(a, a->group_steps);
+    const bn_strips strips = bn_dot_strips(a, 2, a->group_steps);
     bn_all_rows(&strips, multiply, 4, 4);
 }

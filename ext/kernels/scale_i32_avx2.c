@@ -1,9 +1,9 @@
 /* scale, AVX2.
  *
- * Numbers  With zero points of 1 the term is an integer of 32 bits, taken modulo 2^32 and rounded
- *          once by the conversion.  Otherwise it is computed in double as kernel.h says.  Products
- *          and sums are separate instructions (-ffp-contract=off holds for intrinsics too), so the
- *          bits are those of the scalar kernel.
+ * Numbers  Where there is one zero point for all, the term is an integer of 32 bits, taken modulo
+ *          2^32 and rounded once by the conversion.  Otherwise it is computed in double as kernel.h
+ *          says.  Products and sums are separate instructions (-ffp-contract=off holds for
+ *          intrinsics too), so the bits are those of the scalar kernel.
  */
 #include <immintrin.h>
 
@@ -16,8 +16,8 @@ static inline __m256i load(const int32_t *from)
     return _mm256_loadu_si256((const __m256i *)from);
 }
 
-/* Sum of (code - 1) q, from 32-bit integers. */
-static inline __m256 ternary_term(const bn_scale_args *a, const int32_t *acc, int64_t sum,
+/* Sum of (code - zero) q, from 32-bit integers. */
+static inline __m256 integer_term(const bn_scale_args *a, const int32_t *acc, int64_t sum,
                                   size_t at)
 {
     __m256i product = load(acc);
@@ -27,7 +27,8 @@ static inline __m256 ternary_term(const bn_scale_args *a, const int32_t *acc, in
         product = _mm256_add_epi32(_mm256_slli_epi32(product, 8), load(acc + a->groups * BN_SUPER));
         product = _mm256_add_epi32(product, codes);
     }
-    return _mm256_cvtepi32_ps(_mm256_sub_epi32(product, _mm256_set1_epi32((int32_t)sum)));
+    const uint32_t offset = (uint32_t)a->zero * (uint32_t)sum;
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(product, _mm256_set1_epi32((int32_t)offset)));
 }
 
 /* Half a term: four lanes in double. */
@@ -75,7 +76,7 @@ BN_INLINE void add_groups(const bn_scale_args *a, size_t from, const int vectors
                 const size_t lane = g * BN_SUPER + (size_t)i * LANES;
                 const size_t at = lane + from;
                 const __m256 term = is_affine ? affine_term(a, acc + lane, sum, at)
-                                              : ternary_term(a, acc + lane, sum, at);
+                                              : integer_term(a, acc + lane, sum, at);
                 const __m256 scale = _mm256_mul_ps(factor, _mm256_loadu_ps(a->scale + at));
                 total[i] = _mm256_add_ps(total[i], _mm256_mul_ps(term, scale));
             }

@@ -1,16 +1,16 @@
 /* scale, AVX-512.
  *
- * Numbers  With zero points of 1 the term is an integer of 32 bits, taken modulo 2^32 and rounded
- *          once by the conversion.  Otherwise it is computed in double as kernel.h says.  Products
- *          and sums are separate instructions (-ffp-contract=off holds for intrinsics too), so the
- *          bits are those of the scalar kernel.
+ * Numbers  Where there is one zero point for all, the term is an integer of 32 bits, taken modulo
+ *          2^32 and rounded once by the conversion.  Otherwise it is computed in double as kernel.h
+ *          says.  Products and sums are separate instructions (-ffp-contract=off holds for
+ *          intrinsics too), so the bits are those of the scalar kernel.
  */
 #include <immintrin.h>
 
 #include "kernel.h"
 
-/* Sum of (code - 1) q, from 32-bit integers. */
-static inline __m512 ternary_term(const bn_scale_args *a, const int32_t *acc, int64_t sum,
+/* Sum of (code - zero) q, from 32-bit integers. */
+static inline __m512 integer_term(const bn_scale_args *a, const int32_t *acc, int64_t sum,
                                   size_t at)
 {
     __m512i product = _mm512_loadu_si512(acc);
@@ -20,7 +20,8 @@ static inline __m512 ternary_term(const bn_scale_args *a, const int32_t *acc, in
         const __m512i low = _mm512_loadu_si512(acc + a->groups * BN_SUPER);
         product = _mm512_add_epi32(_mm512_slli_epi32(product, 8), _mm512_add_epi32(low, codes));
     }
-    return _mm512_cvtepi32_ps(_mm512_sub_epi32(product, _mm512_set1_epi32((int32_t)sum)));
+    const uint32_t offset = (uint32_t)a->zero * (uint32_t)sum;
+    return _mm512_cvtepi32_ps(_mm512_sub_epi32(product, _mm512_set1_epi32((int32_t)offset)));
 }
 
 /* Half a term: eight lanes in double. */
@@ -71,7 +72,7 @@ BN_INLINE void add_groups(const bn_scale_args *a, size_t from, const int vectors
                 const size_t lane = g * BN_SUPER + (size_t)i * BN_PANEL;
                 const size_t at = lane + from;
                 const __m512 term = is_affine ? affine_term(a, acc + lane, sum, at)
-                                              : ternary_term(a, acc + lane, sum, at);
+                                              : integer_term(a, acc + lane, sum, at);
                 const __m512 scale = _mm512_mul_ps(factor, _mm512_loadu_ps(a->scale + at));
                 total[i] = _mm512_add_ps(total[i], _mm512_mul_ps(term, scale));
             }

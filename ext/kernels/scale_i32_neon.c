@@ -1,9 +1,9 @@
 /* scale, NEON.
  *
- * Numbers  With zero points of 1 the term is an integer of 32 bits, taken modulo 2^32 and rounded
- *          once by the conversion.  Otherwise it is computed in double as kernel.h says.  Products
- *          and sums are separate instructions (-ffp-contract=off holds for intrinsics too), so the
- *          bits are those of the scalar kernel.
+ * Numbers  Where there is one zero point for all, the term is an integer of 32 bits, taken modulo
+ *          2^32 and rounded once by the conversion.  Otherwise it is computed in double as kernel.h
+ *          says.  Products and sums are separate instructions (-ffp-contract=off holds for
+ *          intrinsics too), so the bits are those of the scalar kernel.
  */
 #include "simd_neon.h"
 
@@ -14,8 +14,8 @@ static inline uint32x4_t load(const int32_t *from)
     return vreinterpretq_u32_s32(vld1q_s32(from));
 }
 
-/* Sum of (code - 1) q, from 32-bit integers; unsigned ones, since they may wrap around. */
-static inline float32x4_t ternary_term(const bn_scale_args *a, const int32_t *acc, int64_t sum,
+/* Sum of (code - zero) q, from 32-bit integers; unsigned ones, since they may wrap around. */
+static inline float32x4_t integer_term(const bn_scale_args *a, const int32_t *acc, int64_t sum,
                                        size_t at)
 {
     uint32x4_t product = load(acc);
@@ -25,7 +25,7 @@ static inline float32x4_t ternary_term(const bn_scale_args *a, const int32_t *ac
         product = vaddq_u32(vshlq_n_u32(product, 8), load(acc + a->groups * BN_SUPER));
         product = vaddq_u32(product, codes);
     }
-    product = vsubq_u32(product, vdupq_n_u32((uint32_t)sum));
+    product = vsubq_u32(product, vdupq_n_u32((uint32_t)a->zero * (uint32_t)sum));
     return vcvtq_f32_s32(vreinterpretq_s32_u32(product));
 }
 
@@ -68,7 +68,7 @@ void bn_scale_i32_neon(const bn_scale_args *a)
                 const int32_t *acc = a->acc + row * a->parts * a->groups * BN_SUPER + at;
                 const int64_t sum = a->sum[row * a->sum_stride + g];
                 const float32x4_t term = a->zero_point ? affine_term(a, acc, sum, at)
-                                                       : ternary_term(a, acc, sum, at);
+                                                       : integer_term(a, acc, sum, at);
                 const float32x4_t scale = vmulq_f32(factor, vld1q_f32(a->scale + at));
                 total = vaddq_f32(total, vmulq_f32(term, scale));
             }

@@ -3,7 +3,7 @@
 
 static float exact_term(const bn_scale_args *a, size_t row, size_t g, size_t lane)
 {
-    const double zero_point = a->zero_point ? (double)a->zero_point[g * BN_SUPER + lane] : 1.0;
+    const double zero_point = a->zero_point ? (double)a->zero_point[g * BN_SUPER + lane] : a->zero;
     const int32_t *acc = a->acc + (row * a->parts * a->groups + g) * BN_SUPER + lane;
     const double product =
         a->parts == 1 ? acc[0]

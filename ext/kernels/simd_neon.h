@@ -40,4 +40,16 @@ BN_INLINE bn_fields bn_unpack(uint8x16_t codes)
     }};
 }
 
+/* A field of a quarter with codes of 4 or 8 bits; `at` is the quarter's place in the first vector of
+ * 16 outputs x 16 inputs. */
+BN_INLINE uint8x16_t bn_wide_field(const uint8_t *at, const int field, const int bits)
+{
+    const uint8x16_t codes = vld1q_u8(at + field * bits / 8 * BN_VECTOR);
+
+    if (bits == 8) {
+        return codes;
+    }
+    return field % 2 ? vshrq_n_u8(codes, 4) : vandq_u8(codes, vdupq_n_u8(15));
+}
+
 #endif

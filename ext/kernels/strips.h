@@ -11,7 +11,7 @@
 #include "kernel.h"
 
 typedef struct {
-    const uint8_t *panel; /* (steps, panels, 64) */
+    const uint8_t *panel; /* (steps, panels, step_bytes) */
     size_t panel_stride;  /* bytes from step to step */
     const void *x;        /* (rows, x_stride) int8_t or float */
     size_t x_stride;
@@ -29,7 +29,8 @@ typedef struct {
     const char *x;
     char *acc;
     size_t x_size, x_stride, rows, panels, steps, group_steps;
-    size_t longest; /* steps that a strip may have */
+    size_t step_bytes; /* of 16 outputs x 16 inputs */
+    size_t longest;    /* steps that a strip may have */
 } bn_strips;
 
 enum { BN_ACC_SIZE = 4 };
@@ -58,8 +59,8 @@ BN_INLINE void bn_all_groups(const bn_strips *a, bn_strip_fn *strip, size_t firs
 {
     const size_t groups = (a->steps - 1) / a->group_steps + 1;
     bn_strip s = {
-        .panel = a->panel + from * BN_VECTOR,
-        .panel_stride = a->panels * BN_VECTOR,
+        .panel = a->panel + from * a->step_bytes,
+        .panel_stride = a->panels * a->step_bytes,
         .x = a->x + first * a->x_stride * a->x_size,
         .x_stride = a->x_stride,
         .acc = a->acc + (first * groups * BN_SUPER + from * BN_PANEL) * BN_ACC_SIZE,
@@ -127,18 +128,18 @@ BN_INLINE void bn_all_rows(const bn_strips *a, bn_strip_fn *strip, const size_t 
     }
 }
 
-static inline bn_strips bn_dot_strips(const bn_dot_args *a, size_t longest)
+static inline bn_strips bn_dot_strips(const bn_dot_args *a, int bits, size_t longest)
 {
     return (bn_strips){a->panel,    (const char *)a->q, (char *)a->acc, sizeof *a->q,
                        a->q_stride, a->rows,            a->panels,      a->steps,
-                       a->group_steps, longest};
+                       a->group_steps, bn_step_bytes(bits), longest};
 }
 
 static inline bn_strips bn_dotf_strips(const bn_dotf_args *a, size_t longest)
 {
     return (bn_strips){a->panel,    (const char *)a->x, (char *)a->acc, sizeof *a->x,
                        a->x_stride, a->rows,            a->panels,      a->steps,
-                       a->group_steps, longest};
+                       a->group_steps, BN_VECTOR, longest};
 }
 
 #endif

@@ -48,6 +48,7 @@ class Case:
     zero_points: tuple[float, ...] = (1.0,)
     form: str = "i2s"
     extreme: bool = False
+    ratio: tuple[int, ...] = ()  # of the scales of all planes, which are then merged
 
 
 def cases() -> Iterator[Case]:
@@ -74,6 +75,15 @@ def cases() -> Iterator[Case]:
         yield Case(33, 100, 2, bits, planes=3, block_size=7, form=form)
         yield Case(100, 2049, 9, bits, block_size=128, form=form)
     for bits in (8, 16):
+        for ratio in ((4, 1), (3, 1), (64, 16, 4, 1)):
+            wide = {"bits": bits, "planes": len(ratio), "ratio": ratio}
+            yield Case(1, 1, 1, **wide)
+            yield Case(130, 64, 35, zero_points=(2.0,), **wide)
+            yield Case(33, 100, 2, block_size=7, zero_points=(1.0, 1.5, -3.0), **wide)
+            yield Case(100, 2049, 9, block_size=128, **wide)
+            for m in range(1, 10):
+                yield Case(16 * (m % 5) + 5, 200 + m, m, **wide)
+                yield Case(16 * (m % 5) + 5, 2048 + m, m, step=1.0, extreme=True, **wide)
         for m in (1, 2, 4, 8):
             yield Case(80, 2064 + m, m, bits, step=1.0, extreme=True)
         yield Case(16, 32767, 3, bits, step=1.0, extreme=True)
@@ -86,6 +96,9 @@ def contents(case: Case) -> Iterator[bytes]:
     shape = (*shape, len(reference.group_starts(case.k, case.block_size)))
     codes = rng.integers(0, 4 if case.form == "i2s" else 3, (case.planes, case.n, case.k), np.uint8)
     scale = rng.normal(size=shape).astype(np.float32)
+    if case.ratio:
+        scale = (scale.view(np.uint32) & 0xFFFFFF00).view(np.float32)
+        scale = scale[-1] * np.float32(case.ratio)[:, None, None]
     zero_point = rng.choice(np.array(case.zero_points, np.float32), shape)
     bias = rng.normal(size=case.n).astype(np.float32)
     x = rng.normal(size=(case.m, case.k)).astype(np.float16 if case.half else np.float32)

@@ -45,6 +45,19 @@ def pad_groups(array: np.ndarray, block_size: int) -> np.ndarray:
     return np.ascontiguousarray(np.concatenate(padded, axis=-1))
 
 
+TOP = {"i2s": 3, "w4": 15, "w8": 255}  # the largest code
+
+
+def pack_panels(form: str, codes: np.ndarray, block_size: int) -> np.ndarray:
+    """Return the panels of codes (N, K); wide ones come as planes of their base-4 digits."""
+    k = codes.shape[1]
+    if form == "i2s":
+        return _native.panels(reference.pack_i2s(codes), k, block_size)[0]
+    ratio = {"w4": [4, 1], "w8": [64, 16, 4, 1]}[form]
+    digits = np.stack([codes // r % 4 for r in ratio])
+    return _native.merged_panels(reference.pack_i2s(digits), ratio, k, block_size, bits=int(form[1]))[0]
+
+
 def run_dot(
     guarded: Guarded,
     entry: Callable[..., None],
@@ -55,18 +68,20 @@ def run_dot(
 ) -> np.ndarray:
     """Multiply rows x (M, K) with codes (N, K), super-panel by super-panel; return (M, N, groups)."""
     n, k = codes.shape
-    panels, _ = _native.panels(reference.pack_i2s(codes), k, block_size)
+    panels = pack_panels(kernel.format, codes, block_size)
+    step_bytes = 64 * TOP[kernel.format].bit_length() // 2
+    form = {} if kernel.op == "dotf" else {"format": kernel.format}
     groups = len(reference.group_starts(k, block_size))
     x = guarded(pad_groups(x, block_size))
     dtype = np.int32 if x.dtype == np.int8 else np.float32
     out = []
     for first in range(0, n, 64):
         width = min(4, -(-(n - first) // 16))
-        offset = first // 16 * x.shape[1] // 16 * 64
-        panel = guarded(panels[offset : offset + x.shape[1] // 16 * width * 64])
+        offset = first // 16 * x.shape[1] // 16 * step_bytes
+        panel = guarded(panels[offset : offset + x.shape[1] // 16 * width * step_bytes])
         acc = guarded(np.full((x.shape[0], groups, 64), 77, dtype))
         group_steps = -(-min(block_size or k, k) // 16)
-        entry(panel, x, acc, panels=width, group_steps=group_steps, isa=kernel.isa)
+        entry(panel, x, acc, panels=width, group_steps=group_steps, isa=kernel.isa, **form)
         assert (acc[:, :, width * 16 :] == 77).all()
         out.append(acc[:, :, : width * 16].transpose(0, 2, 1))
     return np.concatenate(out, axis=1)[:, :n]
@@ -102,7 +117,7 @@ def dot_shapes() -> Iterator[tuple[int, int, int, int]]:
 def test_dot_equals_reference(kernel: Kernel, guarded: Guarded) -> None:
     rng = np.random.default_rng(0)
     for m, n, k, block_size in dot_shapes():
-        codes = rng.integers(0, 4, (n, k), np.uint8)
+        codes = rng.integers(0, TOP[kernel.format], (n, k), np.uint8, endpoint=True)
         q = rng.integers(-128, 128, (m, k)).astype(np.int8)
         got = run_dot(guarded, _native.dot, kernel, codes, q, block_size)
         assert np.array_equal(got, expected_dot(codes, q, block_size)), (m, n, k, block_size)
@@ -110,8 +125,10 @@ def test_dot_equals_reference(kernel: Kernel, guarded: Guarded) -> None:
 
 @every("dot")
 @pytest.mark.parametrize("q", [127, -128])
-@pytest.mark.parametrize("code", [0, 1, 2, 3])
-def test_dot_does_not_overflow(kernel: Kernel, guarded: Guarded, code: int, q: int) -> None:
+@pytest.mark.parametrize("below", [0, 1, 2, 3])
+def test_dot_does_not_overflow(kernel: Kernel, guarded: Guarded, below: int, q: int) -> None:
+    code = TOP[kernel.format] - below
+    longest = 2**18 if kernel.format == "i2s" else 2**16
     for m, n, k in (
         (1, 64, 2049),
         (2, 64, 2049),
@@ -119,8 +136,8 @@ def test_dot_does_not_overflow(kernel: Kernel, guarded: Guarded, code: int, q: i
         (4, 64, 2064),
         (6, 64, 2064),
         (5, 17, 8192),
-        (1, 16, 2**18),
-        (2, 16, 2**18),
+        (1, 16, longest),
+        (2, 16, longest),
     ):
         got = run_dot(
             guarded, _native.dot, kernel, np.full((n, k), code, np.uint8), np.full((m, k), q, np.int8), 0
@@ -131,7 +148,7 @@ def test_dot_does_not_overflow(kernel: Kernel, guarded: Guarded, code: int, q: i
 @every("dot")
 def test_dot_counts_each_input_once(kernel: Kernel, guarded: Guarded) -> None:
     codes = np.zeros((64, 48), np.uint8)
-    codes[np.arange(64), np.arange(64) % 48] = 3
+    codes[np.arange(64), np.arange(64) % 48] = TOP[kernel.format]
     q = np.arange(-24, 24, dtype=np.int8)[None].repeat(5, axis=0)
     got = run_dot(guarded, _native.dot, kernel, codes, q, 0)
     assert np.array_equal(got, expected_dot(codes, q, 0))
@@ -178,6 +195,13 @@ def test_actq_equals_reference(kernel: Kernel, guarded: Guarded, bits: int) -> N
             check_actq(kernel, guarded, np.float32([1e-5]), bits, 0, np.float32(0))
 
 
+@every("actq")
+@pytest.mark.parametrize("bits", [8, 16])
+def test_actq_sums_do_not_overflow(kernel: Kernel, guarded: Guarded, bits: int) -> None:
+    x = np.full(2**18, -(2.0 ** (bits - 1)), np.float32)
+    check_actq(kernel, guarded, x, bits, 0, np.float32(1))
+
+
 def check_actq(
     kernel: Kernel, guarded: Guarded, x: np.ndarray, bits: int, block_size: int, step: np.float32
 ) -> None:
@@ -197,7 +221,7 @@ def check_actq(
 
 @every("scale")
 @pytest.mark.parametrize("parts", [1, 2])
-@pytest.mark.parametrize("zero_point", ["implied", "1.5", "any"])
+@pytest.mark.parametrize("zero_point", ["1", "128", "1.5", "any"])
 def test_scale_equals_scalar(kernel: Kernel, guarded: Guarded, parts: int, zero_point: str) -> None:
     rng = np.random.default_rng(parts)
     for rows, groups, panels in ((1, 1, 4), (3, 1, 1), (2, 5, 3), (16, 4, 4), (5, 2, 2)):
@@ -207,15 +231,18 @@ def test_scale_equals_scalar(kernel: Kernel, guarded: Guarded, parts: int, zero_
         code_sum = guarded(rng.integers(0, 2**20, (groups, 64)).astype(np.int32))
         scale = guarded(rng.normal(size=(groups, 64)).astype(np.float32))
         zeros = {
-            "implied": None,
+            "1": None,
+            "128": None,
             "1.5": guarded(np.full((groups, 64), 1.5, np.float32)),
             "any": guarded(rng.normal(size=(groups, 64)).astype(np.float32)),
         }[zero_point]
+        zero = 128 if zero_point == "128" else 1
+        sums //= zero
         factor = guarded(rng.random(rows, np.float32))
         start = rng.normal(size=(rows, 64)).astype(np.float32)
         got, expected = guarded(start), guarded(start)
         for y, isa in ((got, kernel.isa), (expected, "scalar")):
-            _native.scale(acc, sums, code_sum, scale, zeros, factor, y, panels=panels, isa=isa)
+            _native.scale(acc, sums, code_sum, scale, zeros, factor, y, panels=panels, isa=isa, zero=zero)
         assert np.array_equal(got, expected)
         assert np.array_equal(got[:, panels * 16 :], start[:, panels * 16 :])
         assert not np.array_equal(got[:, : panels * 16], start[:, : panels * 16])

@@ -48,12 +48,49 @@ def test_panels_are_the_same_bytes_everywhere() -> None:
     )
 
 
+def merged_bytes(codes: np.ndarray, block_size: int, bits: int) -> np.ndarray:
+    """Compute the panels of codes (N, K) of 4 or 8 bits from the picture in ext/layout.h, code by code."""
+    n, k = codes.shape
+    blocks = []
+    for start in reference.group_starts(k, block_size):
+        block = codes[:, start : start + (block_size or k)]
+        blocks.append(np.pad(block, [(0, -n % 16), (0, -block.shape[1] % 16)]))
+    padded = np.concatenate(blocks, axis=1)
+    out = []
+    for first in range(0, padded.shape[0], 64):
+        # (panels, 16 outputs, steps, 4 fields, 4 inputs) to (steps, panels, 4 fields, 16 outputs, 4 inputs)
+        fields = (
+            padded[first : first + 64].reshape(-1, 16, padded.shape[1] // 16, 4, 4).transpose(2, 0, 3, 1, 4)
+        )
+        if bits == 4:
+            fields = fields[:, :, 0::2] | fields[:, :, 1::2] << 4
+        out.append(fields.reshape(-1))
+    return np.concatenate(out)
+
+
+@pytest.mark.parametrize("block_size", [0, 1, 5, 16, 100])
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (16, 16), (17, 15), (65, 130), (130, 257)])
+@pytest.mark.parametrize(("bits", "ratio"), [(4, (4, 1)), (4, (3, 1)), (8, (9, 3, 1)), (8, (64, 16, 4, 1))])
+def test_merged_panels_are_as_drawn(
+    n: int, k: int, block_size: int, bits: int, ratio: tuple[int, ...]
+) -> None:
+    planes = np.random.default_rng(n * k).integers(0, 4, (len(ratio), n, k), np.uint8)
+    codes = np.tensordot(ratio, planes, 1).astype(np.uint8)
+    panels, code_sum = _native.merged_panels(reference.pack_i2s(planes), ratio, k, block_size, bits=bits)
+    assert np.array_equal(panels, merged_bytes(codes, block_size, bits))
+    for g, start in enumerate(reference.group_starts(k, block_size)):
+        expected = codes[:, start : start + (block_size or k)].sum(axis=1)
+        assert np.array_equal(code_sum[:, g].reshape(-1)[:n], expected)
+
+
 @pytest.mark.parametrize("k", [1, 2, 3, 5, 30])
 def test_padding_other_than_one_is_refused(k: int) -> None:
     packed = reference.pack_i2s(np.ones((3, k), np.uint8))
     packed[1, -1] ^= 0x80
     with pytest.raises(ValueError, match="a code past K is not 1"):
         _native.panels(packed, k)
+    with pytest.raises(ValueError, match="a code past K is not 1"):
+        _native.merged_panels(packed[None], [1], k, bits=4)
 
 
 def test_wrong_row_length_is_refused() -> None:

@@ -104,9 +104,85 @@ def test_every_number_of_rows_equals_reference(isa: str) -> None:
             assert_equals_reference(make_case(m, n=n, m=m, activation_bits=bits), isa)
 
 
+def in_ratio(
+    case: dict[str, Any], ratio: tuple[float, ...], zero_points: tuple[float, ...]
+) -> dict[str, Any]:
+    """Give the planes of a case scales in that ratio, exact in float32, and zero points."""
+    scale = (case["scale"][-1].view(np.uint32) & 0xFFFFFF00).view(np.float32)
+    return {
+        **case,
+        "scale": np.stack([scale * np.float32(r) for r in ratio]),
+        "zero_point": np.float32(zero_points)[:, None, None] + np.zeros_like(case["zero_point"][:, :1, :1]),
+    }
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize(
+    ("ratio", "zero_points"),
+    [
+        ((4, 1), (2, 0)),
+        ((3, 1), (1, 1)),
+        ((4, 1), (1.5, 1.5)),
+        ((4, 1), (-128, 128)),
+        ((16, 4, 1), (1, 1, 1)),
+        ((27, 9, 3, 1), (1, 1, 1, 1)),
+        ((64, 16, 4, 1), (2, 0, 0, 0)),
+        ((1, 1, 1), (1, 0, 2)),
+    ],
+)
+def test_planes_in_ratio_equal_reference(
+    isa: str, bits: int, ratio: tuple[int, ...], zero_points: tuple[float, ...]
+) -> None:
+    for seed, options in enumerate(
+        [
+            {},
+            {"k": 300, "m": 1, "n": 64},
+            {"k": 2049, "m": 2, "n": 16},
+            {"block_size": 32, "m": 17},
+            {"block_size": 37, "n": 130, "m": 6, "rows": "1"},
+            {"activation_scale": 0.017, "dtype": np.float16},
+            {"k": 1, "n": 1, "m": 1},
+        ]
+    ):
+        case = make_case(seed, planes=len(ratio), activation_bits=bits, **options)
+        case = in_ratio(case, ratio, zero_points)
+        codes = reference.unpack_i2s(case["weight"], case["k"])
+        merged, *_ = reference.merge_planes(codes, case["scale"], case["zero_point"], case["k"])
+        assert len(merged) == 1
+        assert_equals_reference(case, isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("bits", [8, 16])
+def test_merged_planes_of_the_longest_group_do_not_overflow(isa: str, bits: int) -> None:
+    for k in (2**16, 2**16 + 1):
+        case = make_case(0, n=5, k=k, m=2, planes=4, activation_bits=bits, activation_scale=1.0, bias=False)
+        case = in_ratio(case, (64, 16, 4, 1), (2, 0, 0, 0))
+        case["weight"] = reference.pack_i2s(np.full((4, 5, k), 3, np.uint8))
+        case["x"][:] = -(2.0 ** (bits - 1))
+        assert_equals_reference(case, isa)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("ratio", [(4, 1), (64, 16, 4, 1)])
+def test_planes_nearly_in_ratio_stay_apart(bits: int, ratio: tuple[int, ...]) -> None:
+    case = make_case(1, planes=len(ratio), activation_bits=bits, block_size=32)
+    case = in_ratio(case, ratio, (2, 0, 0, 0)[: len(ratio)])
+    merged = _native.matmul(**case)
+    for way in (np.inf, -np.inf):
+        scale = case["scale"].copy()
+        scale[0, 3, 1] = np.nextafter(scale[0, 3, 1], np.float32(way))
+        near = {**case, "scale": scale}
+        got = _native.matmul(**near)
+        assert np.array_equal(got, reference.matmul(**near))
+        assert not np.array_equal(np.delete(got, 3, axis=1), np.delete(merged, 3, axis=1))
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(
-    "options", [{}, {"block_size": 32}, {"zero_point": None}, {"zero_point": 1.5, "planes": 2}]
+    "options",
+    [{}, {"block_size": 32}, {"zero_point": None}, {"zero_point": 0.0}, {"zero_point": 1.5, "planes": 2}],
 )
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_float_activations_are_close_to_reference(isa: str, options: dict[str, Any], dtype: type) -> None:

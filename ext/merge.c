@@ -1,0 +1,157 @@
+/* Planes in integer ratio as one plane of wider codes. */
+#include "merge.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { MAX_CODE = 3, MAX_RATIO_4 = 5, MAX_RATIO_8 = 85, MAX_ZERO_POINT = 128 };
+
+/* The scales of a plane by those of the last one, where that is one integer of 1 to MAX_RATIO_8; 0
+ * where it is not.  A product of a float and such an integer is exact in double. */
+static unsigned find_ratio(const float *scale, const float *last, size_t count)
+{
+    size_t first = 0;
+
+    while (first < count && last[first] == 0.0f) {
+        first++;
+    }
+    const double ratio = first < count ? (double)scale[first] / (double)last[first] : 0.0;
+    if (!(ratio >= 1.0 && ratio <= MAX_RATIO_8 && ratio == floor(ratio))) {
+        return 0;
+    }
+    for (size_t i = 0; i < count; i++) {
+        if (!((double)scale[i] == ratio * (double)last[i])) {
+            return 0;
+        }
+    }
+    return (unsigned)ratio;
+}
+
+static int zero_points_fit(const float *zero_point, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        const float twice = 2.0f * zero_point[i];
+        if (!(fabsf(zero_point[i]) <= MAX_ZERO_POINT && twice == (float)(int)twice)) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
+bn_merge bn_find_merge(const bn_matmul_desc *d)
+{
+    const bn_groups groups = bn_make_groups(d->k, d->block_size);
+    const size_t scales = d->scale_rows * groups.count;
+    bn_merge merge = {.planes = d->planes, .bits = 2};
+    unsigned sum = 0;
+
+    if (d->planes < 2 || d->activation_bits == 32 || groups.length > BN_MAX_WIDE_GROUP ||
+        (d->zero_point &&
+         !zero_points_fit(d->zero_point, d->planes * d->zero_point_rows * groups.count))) {
+        return merge;
+    }
+    for (size_t plane = 0; plane < d->planes; plane++) {
+        const float *last = d->scale + (d->planes - 1) * scales;
+        const unsigned ratio = find_ratio(d->scale + plane * scales, last, scales);
+        if (ratio == 0 || sum + ratio > MAX_RATIO_8) {
+            return merge;
+        }
+        merge.ratio[plane] = (uint8_t)ratio;
+        sum += ratio;
+    }
+    merge.bits = sum <= MAX_RATIO_4 ? 4 : 8;
+    return merge;
+}
+
+void bn_merge_zero_points(const bn_matmul_desc *d, const bn_merge *merge, float *zero_point)
+{
+    const size_t count = d->zero_point_rows * bn_make_groups(d->k, d->block_size).count;
+
+    for (size_t i = 0; i < count; i++) {
+        zero_point[i] = 0.0f;
+        for (size_t plane = 0; plane < merge->planes; plane++) {
+            zero_point[i] += merge->ratio[plane] * d->zero_point[plane * count + i];
+        }
+    }
+}
+
+/* Adds a plane to a row of merged codes. */
+static void add_plane(uint8_t *merged, const uint8_t *codes, size_t k, uint8_t ratio)
+{
+    for (size_t i = 0; i < k; i++) {
+        merged[i] = (uint8_t)(merged[i] + ratio * codes[i]);
+    }
+}
+
+/* 16 inputs of one output; `to` is its place in the first vector. */
+static void store_step(const uint8_t *codes, int bits, uint8_t *to)
+{
+    if (bits == 8) {
+        for (size_t vector = 0; vector < 4; vector++) {
+            memcpy(to + vector * BN_VECTOR, codes + 4 * vector, 4);
+        }
+        return;
+    }
+    for (size_t vector = 0; vector < 2; vector++) {
+        for (size_t j = 0; j < 4; j++) {
+            const uint8_t *at = codes + 8 * vector + j;
+            to[vector * BN_VECTOR + j] = (uint8_t)(at[0] | at[4] << 4);
+        }
+    }
+}
+
+/* One output's place in each step of a super-panel. */
+static void build_output(const uint8_t *codes, const bn_groups *groups, int bits, size_t step_bytes,
+                         uint8_t *to, int32_t *code_sum)
+{
+    for (size_t g = 0; g < groups->count; g++) {
+        const size_t length = bn_group_length(groups, g);
+        int32_t sum = 0;
+
+        for (size_t i = 0; i < length; i++) {
+            sum += codes[i];
+        }
+        if (code_sum) {
+            code_sum[g * BN_SUPER] = sum;
+        }
+        for (size_t i = 0; i < length; i += BN_STEP, to += step_bytes) {
+            uint8_t last[BN_STEP] = {0};
+            const uint8_t *step = codes + i;
+            if (length - i < BN_STEP) {
+                memcpy(last, step, length - i);
+                step = last;
+            }
+            store_step(step, bits, to);
+        }
+        codes += length;
+    }
+}
+
+const char *bn_merge_build(const bn_merge *merge, bn_format format, const uint8_t *weight, size_t n,
+                           const bn_groups *groups, uint8_t *panels, int32_t *code_sum)
+{
+    const size_t k = groups->k;
+    const size_t row_bytes = bn_formats[format].row_bytes(k);
+    const size_t outputs = bn_round_up(n, BN_PANEL);
+    uint8_t *merged = malloc(2 * k);
+    const char *reason = merged ? NULL : "out of memory for the packed weights";
+
+    for (size_t output = 0; !reason && output < outputs; output++) {
+        const size_t super = output / BN_SUPER, lane = output % BN_SUPER;
+        const size_t step_bytes = bn_step_bytes(merge->bits);
+
+        memset(merged, 0, k);
+        for (size_t plane = 0; !reason && output < n && plane < merge->planes; plane++) {
+            const uint8_t *row = weight + (plane * n + output) * row_bytes;
+            reason = bn_formats[format].unpack(row, k, merged + k);
+            add_plane(merged, merged + k, k, merge->ratio[plane]);
+        }
+        build_output(merged, groups, merge->bits, bn_super_width(n, super) * step_bytes,
+                     panels + bn_super_offset(super, groups, merge->bits) +
+                         lane / BN_PANEL * step_bytes + lane % BN_PANEL * 4,
+                     code_sum ? code_sum + super * groups->count * BN_SUPER + lane : NULL);
+    }
+    free(merged);
+    return reason;
+}
