@@ -28,7 +28,8 @@ from matplotlib.ticker import NullLocator
 
 INK, PALE, GRID = "#1f2430", "#8a91a0", "#e9ebf0"
 STYLES = (  # by name: colour, marker; the first that matches
-    (r"^ours A8|avx512vnni|amx|i8mm", "#d9480f", "o"),
+    (r"amx", "#c2255c", "o"),
+    (r"^ours A8|avx512vnni|i8mm", "#d9480f", "o"),
     (r"^ours A16|avxvnni|dotprod", "#f59f00", "o"),
     (r"ORT 2-bit|avx512$", "#1c7ed6", "s"),
     (r"ORT 4-bit|avx2|neon", "#74c0fc", "s"),

@@ -5,63 +5,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cpu_x86.h"
+
 #if defined(__x86_64__) || defined(_M_X64)
-
-typedef struct {
-    uint32_t a, b, c, d;
-} registers;
-
-#if defined(_MSC_VER)
-#include <intrin.h>
-
-static registers cpuid(uint32_t leaf, uint32_t subleaf)
-{
-    int r[4];
-    __cpuidex(r, (int)leaf, (int)subleaf);
-    return (registers){(uint32_t)r[0], (uint32_t)r[1], (uint32_t)r[2], (uint32_t)r[3]};
-}
-
-static uint64_t saved_state(void)
-{
-    return _xgetbv(0);
-}
-#else
-#include <cpuid.h>
-
-static registers cpuid(uint32_t leaf, uint32_t subleaf)
-{
-    registers r = {0, 0, 0, 0};
-    if (!__get_cpuid_count(leaf, subleaf, &r.a, &r.b, &r.c, &r.d)) {
-        return (registers){0, 0, 0, 0};
-    }
-    return r;
-}
-
-static uint64_t saved_state(void)
-{
-    uint32_t low, high;
-    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    return ((uint64_t)high << 32) | low;
-}
-#endif
-
-#define BIT(n) (UINT32_C(1) << (n))
-
-static int has_all(uint32_t value, uint32_t bits)
-{
-    return (value & bits) == bits;
-}
-
-/* XCR0, or 0 when the OS has not enabled XSAVE (then xgetbv itself would fault). */
-static uint64_t os_saves(void)
-{
-    return has_all(cpuid(1, 0).c, BIT(27)) ? saved_state() : 0;
-}
 
 static int bn_cpu_has_avx2(void)
 {
-    const uint32_t fma_avx_f16c = BIT(12) | BIT(28) | BIT(29); /* leaf 1, ecx */
-    const uint32_t avx2 = BIT(5);                              /* leaf 7, ebx */
+    const uint32_t fma_avx_f16c = BN_BIT(12) | BN_BIT(28) | BN_BIT(29); /* leaf 1, ecx */
+    const uint32_t avx2 = BN_BIT(5);                                   /* leaf 7, ebx */
     return (os_saves() & 0x6) == 0x6 /* xmm, ymm */
            && has_all(cpuid(1, 0).c, fma_avx_f16c) && has_all(cpuid(7, 0).b, avx2);
 }
@@ -69,19 +20,20 @@ static int bn_cpu_has_avx2(void)
 static int bn_cpu_has_avxvnni(void)
 {
     /* Leaf 7 has this in its subleaf 1, which exists if subleaf 0 says so in eax. */
-    return bn_cpu_has_avx2() && cpuid(7, 0).a >= 1 && has_all(cpuid(7, 1).a, BIT(4));
+    return bn_cpu_has_avx2() && cpuid(7, 0).a >= 1 && has_all(cpuid(7, 1).a, BN_BIT(4));
 }
 
 static int bn_cpu_has_avx512(void)
 {
-    const uint32_t f_dq_bw_vl = BIT(16) | BIT(17) | BIT(30) | BIT(31); /* leaf 7, ebx */
+    const uint32_t f_dq_bw_vl =
+        BN_BIT(16) | BN_BIT(17) | BN_BIT(30) | BN_BIT(31); /* leaf 7, ebx */
     return bn_cpu_has_avx2() && (os_saves() & 0xE6) == 0xE6 /* and opmask, zmm */
            && has_all(cpuid(7, 0).b, f_dq_bw_vl);
 }
 
 static int bn_cpu_has_avx512vnni(void)
 {
-    return bn_cpu_has_avx512() && has_all(cpuid(7, 0).c, BIT(11));
+    return bn_cpu_has_avx512() && has_all(cpuid(7, 0).c, BN_BIT(11));
 }
 
 #else

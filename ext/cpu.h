@@ -14,6 +14,7 @@ typedef enum {
 } bn_isa;
 
 /* The tests of isa.inc that are not in cpu.c; 0 on machines of another kind. */
+int bn_cpu_has_amx(void); /* asks the OS for the tile registers */
 int bn_cpu_has_dotprod(void);
 int bn_cpu_has_i8mm(void);
 

@@ -27,6 +27,14 @@ typedef struct {
 } bn_dot_args;
 typedef void bn_dot_fn(const bn_dot_args *a);
 
+/* tiles: takes the thread's tile registers (AMX), which others on it use, too, before calls of dot,
+ * and gives them back as they were afterwards; nothing where dot needs none. */
+typedef struct {
+    uint8_t config[64]; /* the thread's own; the caller keeps it between the two calls */
+    int back;           /* 0: take, 1: give back */
+} bn_tiles_args;
+typedef void bn_tiles_fn(bn_tiles_args *a);
+
 /* dotf: acc[row][g][output] = sum of (code - 1) * x over the inputs of group g, in float. */
 typedef struct {
     const uint8_t *panel; /* (steps, panels, 64) one super-panel of one plane, i2s */

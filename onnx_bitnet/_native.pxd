@@ -70,6 +70,9 @@ cdef extern from "merge.h" nogil:
         int32_t *code_sum,
     )
 
+cdef extern from "selfcheck.h" nogil:
+    uint32_t bn_right_isas(const bn_kernel *kernels, size_t count, uint32_t isas)
+
 cdef extern from "kernel.h" nogil:
     ctypedef struct bn_dot_args:
         const uint8_t *panel
@@ -77,6 +80,10 @@ cdef extern from "kernel.h" nogil:
         int32_t *acc
         size_t q_stride, rows, panels, steps, group_steps
     ctypedef void bn_dot_fn(const bn_dot_args *)
+    ctypedef struct bn_tiles_args:
+        uint8_t config[64]
+        int back
+    ctypedef void bn_tiles_fn(bn_tiles_args *)
     ctypedef struct bn_dotf_args:
         const uint8_t *panel
         const float *x

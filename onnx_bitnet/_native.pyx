@@ -6,6 +6,7 @@ No algorithm lives here. ext/README.md tells how the C side is laid out.
 
 import functools
 import os
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -30,13 +31,21 @@ def allowed_isas(isa=None):
     """Return the names of the instruction sets that may be used.
 
     Args:
-        isa: the strongest one allowed; None for what ONNX_BITNET_ISA says, or all that run here.
+        isa: the strongest one allowed, right or not; None for what ONNX_BITNET_ISA says, or all that run
+            here, without those that `wrong_isas` names.
 
     Raises:
         ValueError: there is no such instruction set, or it does not run here.
     """
-    cdef uint32_t allowed = _allowed(isa)
-    return [bn_isa_name(<bn_isa>i).decode() for i in range(BN_ISA_COUNT) if allowed >> i & 1]
+    return _names(_allowed(isa))
+
+
+def wrong_isas():
+    """Return the names of the instruction sets that run here and give wrong results (ext/selfcheck.h)."""
+    cdef size_t count
+    cdef const bn_kernel *rows = bn_kernels(&count)
+    cdef uint32_t here = bn_isas_here()
+    return _names(here & ~bn_right_isas(rows, count, here))
 
 
 def kernels():
@@ -72,6 +81,9 @@ def _up_to(isa, environment):
     cdef uint32_t allowed = 0
     cdef const char *reason
     cdef bytes name
+    cdef size_t count
+    cdef const bn_kernel *rows = bn_kernels(&count)
+    cdef uint32_t right
     if isa is None:
         reason = bn_isas_allowed(&allowed)
     else:
@@ -79,7 +91,20 @@ def _up_to(isa, environment):
         reason = bn_isas_up_to(name, &allowed)
     if reason != NULL:
         raise ValueError(reason.decode() if isa is None else f"isa {isa!r}: {reason.decode()}")
-    return allowed
+    if isa is not None:
+        return allowed
+    right = bn_right_isas(rows, count, allowed)
+    for wrong in _names(allowed & ~right):
+        warnings.warn(
+            f"the {wrong} kernels of onnx_bitnet give wrong results on this machine and are not used",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return right
+
+
+def _names(uint32_t isas):
+    return [bn_isa_name(<bn_isa>isa).decode() for isa in range(BN_ISA_COUNT) if isas >> isa & 1]
 
 
 cdef bn_any_fn *_kernel(const char *op, const char *format, isa) except NULL:
@@ -270,8 +295,14 @@ def dot(
     args.panel, args.q, args.acc = &panel[0], &q[0, 0], &acc[0, 0, 0]
     args.q_stride, args.rows, args.panels = q.shape[1], q.shape[0], panels
     args.steps, args.group_steps = steps, group_steps
+    cdef bn_tiles_fn *use_tiles = <bn_tiles_fn *>bn_find("tiles", "config", _allowed(isa)).fn
+    cdef bn_tiles_args tiles
     with nogil:
+        tiles.back = 0
+        use_tiles(&tiles)
         fn(&args)
+        tiles.back = 1
+        use_tiles(&tiles)
 
 
 def dotf(

@@ -22,7 +22,7 @@ from onnx_bitnet.errors import DataError, ModelError, OutputError, one_line
 from onnx_bitnet.feeds import open_feeds
 from onnx_bitnet.inputs import Batch
 from onnx_bitnet.replay import Replay, replayed
-from onnx_bitnet.rewrite.scan import inline_weight_arguments, scan
+from onnx_bitnet.rewrite.scan import prepare, scan
 from onnx_bitnet.runner import Runner, start
 from onnx_bitnet.sources import OUT_OF_REACH, Source, find_sources
 from onnx_bitnet.taps import values
@@ -206,7 +206,7 @@ def calibrate(
         RuntimeMissing: onnxruntime cannot be used.
     """
     file = files.read(model)
-    inline_weight_arguments(file.model)
+    prepare(file.model)
     sources, unreachable = find_sources(scan(file.model), file.model.graph)
     notes = tuple(f"layer {name!r} has no statistics: {OUT_OF_REACH}" for name in unreachable)
     with replayed(open_feeds(file.model, data, seed=seed, dims=dims), max_samples) as feeds:
@@ -262,7 +262,7 @@ class _Passes:
         """Return the bytes that each source takes: the array, float32 rows of it, and the statistics."""
         names = list(dict.fromkeys(source.value for source in sources))
         model = files.read(self._file.path).model
-        inline_weight_arguments(model)
+        prepare(model)
         known = values(model)
         shapes = {name: ir.Node("", "Shape", [known[name]], name=f"{name}.shape") for name in names}
         for name, node in shapes.items():

@@ -15,14 +15,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 import onnx_bitnet as bn
-from onnx_bitnet import tables
+from onnx_bitnet import plots, tables
 from onnx_bitnet.bench import bench as bench_models
 from onnx_bitnet.calibrate import Calibration, is_calibration
 from onnx_bitnet.convert import default_output
+from onnx_bitnet.decoder import Generator, Options, Sampling
+from onnx_bitnet.decoder import build as build_decoder
+from onnx_bitnet.decoder.folder import named_architecture
 from onnx_bitnet.doctor import examine
 from onnx_bitnet.errors import BitNetError, OutputError, RecipeError
 from onnx_bitnet.inspection import inspect as inspect_file
 from onnx_bitnet.options import Given, to_recipe, with_recipe
+from onnx_bitnet.planner import sensitivity as rank_layers
 from onnx_bitnet.validate import load_metric
 
 FAILURE, GATE_FAILED = 1, 3
@@ -88,13 +92,39 @@ def plan(
     source: Source,
     recipe: Given,
     data: CalibrationData = None,
+    plot: Annotated[Path | None, typer.Option(help="draw the frontier of a goal (.svg or .png)")] = None,
     as_json: AsJson = False,
     verbose: Verbose = True,
 ) -> None:
-    """Say what convert would do to each layer, and write nothing."""
+    """Say what convert would do to each layer, and write no model."""
     with _errors(), _progress("planning") as progress:
         report = bn.plan(source, to_recipe(recipe), data=_calibration(data), progress=progress)
+        if plot is not None:
+            plots.frontier(report.frontier, plot)
     _show(report.to_dict() if as_json else tables.report(report, verbose=verbose))
+
+
+@app.command()
+@with_recipe
+def sensitivity(
+    source: Source,
+    recipe: Given,
+    data: CalibrationData = None,
+    method: Annotated[str, typer.Option(help="weigh layers by weights, outputs, model or auto")] = "auto",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="write the recipe that reaches the goals (.json)")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="overwrite the output")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Rank layers by what few bits in each cost, and find the recipe that reaches the goals (0.99 cosine)."""
+    with _errors(), _progress("trying") as progress:
+        if output is not None and output.exists() and not force:
+            raise OutputError(f"{output}: exists already; choose another name, or overwrite it with --force")
+        result = rank_layers(source, _calibration(data), to_recipe(recipe), method=method, progress=progress)
+        if output is not None:
+            output.write_text(json.dumps(result.recipe.to_dict(), indent=2) + "\n", encoding="utf-8")
+    _show(result.to_dict() if as_json else tables.sensitivity(result))
 
 
 @app.command()
@@ -239,6 +269,72 @@ def doctor(as_json: AsJson = False) -> None:
         raise typer.Exit(FAILURE)
 
 
+@app.command()
+def build(
+    source: Annotated[
+        str, typer.Argument(help="folder of a checkpoint; with --random a geometry", show_default=False)
+    ],
+    folder: Annotated[Path, typer.Argument(help="to write", show_default=False)],
+    random: Annotated[
+        bool, typer.Option("--random", help="random ternary weights; SOURCE is bitnet-2b4t or a config.json")
+    ] = False,
+    head: Annotated[str, typer.Option(help="float, int8 or int4")] = Options.head,
+    embedding: Annotated[str, typer.Option(help="float, int8 or int4")] = Options.embedding,
+    format: Annotated[str, typer.Option(help="of ternary weights: i2s, tl1, tl2 or t5")] = Options.format,
+    all_logits: Annotated[
+        bool, typer.Option("--all-logits", help="logits of every position, not only of the last")
+    ] = False,
+    linear_class: Annotated[
+        str | None, typer.Option(help="bitlinear or autobitlinear, if config.json does not say it")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="of random weights")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="replace the folder")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a ternary language model, ready to generate text, from a Hugging Face checkpoint."""
+    with _errors(), _progress("building") as progress:
+        built = build_decoder(
+            named_architecture(source) if random else source,
+            folder,
+            Options(head, embedding, format, all_logits),
+            seed=seed,
+            linear_class=linear_class,
+            force=force,
+            progress=progress,
+        )
+    _show(tables.built_document(built) if as_json else tables.built(built))
+
+
+@app.command()
+def generate(
+    model: Annotated[Path, typer.Argument(help="a folder that build has written", show_default=False)],
+    prompt: Annotated[str | None, typer.Option(help="text to continue")] = None,
+    tokens: Annotated[str | None, typer.Option(help="numbers of tokens to continue, instead of text")] = None,
+    count: Annotated[int, typer.Option(help="tokens to generate at most")] = 128,
+    temperature: Annotated[float, typer.Option(help="0: the most likely token each time")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="draw from so many tokens; 0: from all")] = 0,
+    top_p: Annotated[float, typer.Option(help="draw from the likeliest that have this share")] = 1.0,
+    seed: Annotated[int, typer.Option(help="of the draws")] = 0,
+    threads: Threads = 0,
+) -> None:
+    """Continue a text; the speed goes to stderr."""
+    with _errors():
+        if (prompt is None) == (tokens is None):
+            raise RecipeError("give either --prompt or --tokens")
+        sampling = Sampling(temperature, top_k, top_p, seed)
+        generator = Generator(model, threads)
+        if prompt is not None:
+            pieces = generator.text(prompt, count, sampling)
+        else:
+            numbers = _numbers(str(tokens))
+            pieces = (f"{token} " for token in generator.tokens(numbers, count, sampling))
+        for piece in pieces:
+            out.file.write(piece)
+            out.file.flush()
+        out.file.write("\n")
+    err.print(generator.times.summary(), highlight=False)
+
+
 def main() -> NoReturn:
     """Run the command line; the process ends with design section 5's exit codes."""
     # An exception unwinds the stack, so that staged files go away. Libraries may replace it by one of their
@@ -272,6 +368,13 @@ def _dims(given: list[str] | None) -> dict[str, int]:
         if not name or not size.isdecimal():
             raise RecipeError(f"--dim {name}={size}: write NAME=SIZE, for example --dim batch=4")
     return {name: int(size) for name, _, size in pairs}
+
+
+def _numbers(given: str) -> list[int]:
+    try:
+        return [int(number) for number in given.replace(",", " ").split()]
+    except ValueError:
+        raise RecipeError(f"--tokens {given!r}: write whole numbers, for example --tokens '1 2 3'") from None
 
 
 def _show(what: dict[str, Any] | tables.Output) -> None:

@@ -16,16 +16,16 @@ import onnx_ir as ir
 from onnx_bitnet import files
 from onnx_bitnet.activations import LayerStatistics
 from onnx_bitnet.calibrate import Calibration, calibrate
-from onnx_bitnet.decide import Keep, check_rules, decide, keep_unseen, needs_calibration
+from onnx_bitnet.decide import Keep, check_rules, decide, keep_unseen, needs_calibration, way
 from onnx_bitnet.errors import DataError, EvaluationError, RecipeError, Refused
 from onnx_bitnet.quantize import LayerSpec, Quantized, quantize_layer
 from onnx_bitnet.recipe import Recipe
 from onnx_bitnet.report import KEPT, Layer, Reason, Report
 from onnx_bitnet.rewrite.cleanup import cleanup
 from onnx_bitnet.rewrite.plain import restore
-from onnx_bitnet.rewrite.records import Linear, Refusal
+from onnx_bitnet.rewrite.records import Activations, Linear, Refusal
 from onnx_bitnet.rewrite.replace import Shared
-from onnx_bitnet.rewrite.scan import inline_weight_arguments, scan
+from onnx_bitnet.rewrite.scan import prepare, scan
 from onnx_bitnet.targets import Stored, put, store
 from onnx_bitnet.verify import verify
 
@@ -74,6 +74,7 @@ def convert(
     recipe, output = Recipe.parse(recipe), Path(output)
     file = files.read(source)
     files.check_output(file, output, force=force)
+    widened = prepare(file.model)
     calibration = _calibration(source, recipe, data)
     layers, meant = _transform(file.model, recipe, calibration, progress)
     if strict:
@@ -81,7 +82,7 @@ def convert(
     with files.staged(file.model, output) as written:
         verify(written, meant)
     nbytes = sum(path.stat().st_size for path in (output, files.data_path(output)) if path.exists())
-    notes = _notes(recipe, layers, data, calibration)
+    notes = _notes(recipe, layers, data, calibration, widened=widened)
     return Report(str(source), str(output), recipe.to_dict(), tuple(layers), notes, file.nbytes, nbytes)
 
 
@@ -99,10 +100,11 @@ def plan(
     """
     recipe = Recipe.parse(recipe)
     file = files.read(source)
+    widened = prepare(file.model)
     calibration = _calibration(source, recipe, data)
     layers, _ = _transform(file.model, recipe, calibration, progress)
     nbytes = files.size_of(file.model, default_output(source))
-    notes = _notes(recipe, layers, data, calibration)
+    notes = _notes(recipe, layers, data, calibration, widened=widened)
     return Report(str(source), None, recipe.to_dict(), tuple(layers), notes, file.nbytes, nbytes)
 
 
@@ -132,7 +134,6 @@ def _rewrite(
     model: ir.Model, recipe: Recipe, calibration: Calibration | None, progress: Progress | None
 ) -> tuple[list[Layer], dict[str, Stored]]:
     """Replace what is to be replaced; return the report's layers and the weights that were put in."""
-    inline_weight_arguments(model)
     layers: list[Layer] = []
     meant: dict[str, Stored] = {}
     shared = Shared.of(model)
@@ -150,8 +151,8 @@ def _restore(
     """Do the opposite of `_rewrite` for a model with packed ops."""
     layers: list[Layer] = []
     meant: dict[str, Stored] = {}
-    bits = LayerSpec.from_recipe(recipe).activation_bits
-    for packed, plain in restore(model, activation_bits=bits):
+    given = recipe.activation_bits
+    for packed, plain, bits in restore(model, None if isinstance(given, str) else given):
         if progress is not None:
             progress(len(layers), 0, packed.layer)
         first = next((layer.name for layer in layers if meant[layer.name] is plain), None)
@@ -234,6 +235,8 @@ def _step(
     weight = linear.weight
     if keep is not None:
         return _Step(_left(linear, keep.reason, keep.detail, weight.n, weight.k))
+    linear = way(linear, recipe)
+    weight = linear.weight
     try:
         array = weight.array()
     except EvaluationError as error:
@@ -256,6 +259,7 @@ def _step(
         planes=quantized.planes,
         activation_bits=decision.activation_bits,
         activation_scale=decision.activation_scale,
+        activations=_activations(linear, decision),
         lossless=quantized.lossless,
         sqnr_db=quantized.sqnr_db,
         zeros=quantized.zeros,
@@ -269,6 +273,30 @@ def _step(
 def _quantize(array: np.ndarray, linear: Linear, spec: LayerSpec, target: str) -> tuple[Quantized, Stored]:
     quantized = quantize_layer(array, spec)
     return quantized, store(quantized, linear, spec, target)
+
+
+def _activations(linear: Linear, spec: LayerSpec) -> str:
+    """Say what becomes of the quantization of activations that the graph does."""
+    found = linear.activations
+    if found is None:
+        return ""
+    if linear.reader is None:
+        why = found.unlike or f"the recipe wants {spec.activation_bits} bits"
+        return (
+            f"left in the graph: {why}{'; its integers are used as they are' * bool(spec.activation_scale)}"
+        )
+    rounding = found.rounding
+    if not rounding and not _is_unit(spec, found):
+        rounding = "the weights of the graph are not -1, 0 and 1"
+    return f"folded, equal within rounding: {rounding}" if rounding else "folded, equal bit for bit"
+
+
+def _is_unit(spec: LayerSpec, found: Activations) -> bool:
+    """Whether the weight is made of -1, 0 and 1 but for the factor that follows the product."""
+    if spec.exact is None or spec.exact.block_size:
+        return False
+    factor = np.abs(np.asarray(found.factor, np.float32)).reshape(-1, 1)
+    return bool(np.all((spec.exact.scale == factor) | (spec.exact.scale == 0)))
 
 
 def _left(item: Linear | Refusal, reason: Reason, detail: str, n: int, k: int) -> Layer:
@@ -286,9 +314,19 @@ def _refuse(layers: Sequence[Layer]) -> None:
 
 
 def _notes(
-    recipe: Recipe, layers: Sequence[Layer], data: object, calibration: Calibration | None
+    recipe: Recipe, layers: Sequence[Layer], data: object, calibration: Calibration | None, *, widened: bool
 ) -> tuple[str, ...]:
     notes = list(calibration.notes) if calibration is not None else []
+    if widened:
+        notes.append(
+            "the model computes in bfloat16, for which onnxruntime has no CPU kernels: its activations, "
+            "inputs and outputs are float32 now, under the same names"
+        )
+    folded = Counter(layer.activations for layer in layers if layer.activations)
+    notes += [
+        f"the activations of {count} layer{'s' * (count > 1)} are quantized in the graph: {what}"
+        for what, count in folded.most_common()
+    ]
     kept = sum(layer.reason is Reason.NOT_TERNARY for layer in layers)
     if recipe.mode == "auto" and kept:
         notes.append(

@@ -10,6 +10,7 @@ import numpy as np
 
 from onnx_bitnet.activations import LayerStatistics
 from onnx_bitnet.errors import RecipeError
+from onnx_bitnet.nearly import nearly
 from onnx_bitnet.quantize import LayerSpec, check_weight, detect
 from onnx_bitnet.ranges import activation_step
 from onnx_bitnet.recipe import Recipe, Rule
@@ -56,22 +57,34 @@ def keep_unseen(index: int, linears: Sequence[Linear], recipe: Recipe) -> Keep |
     return None
 
 
+def way(linear: Linear, recipe: Recipe) -> Linear:
+    """Return the layer with the quantization of its activations in the op, where it can be and may be.
+
+    It may be if the recipe asks for 8 activation bits with a scale of each row, or leaves the bits open.
+    """
+    if linear.folded is None:
+        return linear
+    recipe = _for_layer(linear, recipe)
+    folds = recipe.activation_bits in ("auto", 8) and recipe.activation_scale == "dynamic"
+    return linear.folded if folds else linear
+
+
 def decide(
     linear: Linear, weight: np.ndarray, recipe: Recipe, statistics: LayerStatistics | None = None
 ) -> LayerSpec | Keep:
     """Decide how to pack one layer, from its weight (N, K), the recipe, and what calibration knows of it.
 
-    A weight that is exactly ternary is packed as it is, in every mode. Other weights are packed when the mode
-    is `ternary` or a rule names 4 or 8 bits for them.
+    A weight that is exactly ternary is packed as it is, in every mode, and one that is so but for rounding
+    in every mode but `lossless`. Other weights are packed when the mode is `ternary` or a rule names 4 or 8
+    bits for them. The layer is as `way` returns it.
 
     Raises:
         ModelError: the weight is empty or holds NaN or infinity.
     """
     check_weight(weight, linear.name)
     rule = rule_for(linear, recipe)
-    if rule is not None:
-        recipe = recipe.replace(**rule.overrides)
-    spec = LayerSpec.from_recipe(recipe)
+    recipe = _for_layer(linear, recipe)
+    spec = _with_activations(LayerSpec.from_recipe(recipe), linear, recipe)
     if rule is not None and rule.action in _INTEGER_BITS:
         spec = replace(
             spec,
@@ -79,10 +92,14 @@ def decide(
             format="i2s",
             format_reason=f"{rule.action} needs four levels, which only i2s holds",
         )
-    else:
+    elif rule is None or rule.scale is None:
         spec = replace(spec, exact=detect(weight))
+        if spec.exact is None and recipe.mode != "lossless":
+            spec = _nearly_ternary(spec, weight)
         if spec.exact is None and recipe.mode != "ternary":
             return Keep(Reason.NOT_TERNARY)
+    if rule is not None and rule.scale is not None:
+        spec = _with_scale(spec, rule, linear)
     length = spec.group_length(linear.weight.k)
     if spec.activation_bits != 32 and length > MAX_GROUP:
         return Keep(Reason.WEIGHT_TOO_WIDE, f"{length} inputs share a scale, {MAX_GROUP} may")
@@ -98,6 +115,44 @@ def needs_calibration(recipe: Recipe) -> bool:
     """Return whether the recipe asks, for some layer, for something that only data can tell."""
     scales = [recipe.activation_scale, *(rule.overrides.get("activation_scale") for rule in recipe.rules)]
     return any(scale not in (None, "dynamic") for scale in scales)
+
+
+def _nearly_ternary(spec: LayerSpec, weight: np.ndarray) -> LayerSpec:
+    """Take a weight that is ternary but for rounding for ternary, and say so."""
+    exact = nearly(weight)
+    if exact is None:
+        return spec
+    why = f"{spec.format_reason}; " * bool(spec.format_reason) + "the weight is ternary up to rounding"
+    return replace(spec, exact=exact, format_reason=why)
+
+
+def _with_activations(spec: LayerSpec, linear: Linear, recipe: Recipe) -> LayerSpec:
+    """Settle the bits of `auto`: 8 where the graph has 8 of its own; its integers need no scale."""
+    integer = linear.reader is None and linear.activations is not None and linear.activations.integer
+    if recipe.activation_bits == "auto" and (linear.reader is not None or integer):
+        spec = replace(spec, activation_bits=8)
+    return replace(spec, activation_scale=1.0) if integer and spec.activation_bits == 8 else spec
+
+
+def _with_scale(spec: LayerSpec, rule: Rule, linear: Linear) -> LayerSpec:
+    """Take the scales that a rule gives."""
+    assert rule.scale is not None
+    scale = rule.scale if isinstance(rule.scale, tuple) else (rule.scale,)
+    if len(scale) not in (1, linear.weight.n):
+        raise RecipeError(
+            f"rule {rule.match!r} gives {len(scale)} scales, layer {linear.name!r} has "
+            f"{linear.weight.n} outputs"
+        )
+    if spec.planes != 1:
+        raise RecipeError(
+            f"rule {rule.match!r} gives scales for one plane; use it with planes = 1, int4 or int8"
+        )
+    return replace(spec, scale=scale, granularity="tensor" if len(scale) == 1 else "channel")
+
+
+def _for_layer(linear: Linear, recipe: Recipe) -> Recipe:
+    rule = rule_for(linear, recipe)
+    return recipe if rule is None else recipe.replace(**rule.overrides)
 
 
 def rule_for(linear: Linear, recipe: Recipe) -> Rule | None:

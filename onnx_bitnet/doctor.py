@@ -70,6 +70,7 @@ def examine() -> list[Check]:
         Check("versions", True, _versions()),
         Check("machine", True, f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}"),
         _check("instruction sets", _instruction_sets),
+        _check("self-check", _self_check),
         *(_check(f"kernels {isa}", partial(_kernels, isa)) for isa in isas),
         _check("op library", lambda: str(runtime.library_path())),
         _check("op in onnxruntime", _session),
@@ -92,6 +93,15 @@ def _versions() -> str:
 def _instruction_sets() -> str:
     compiled = ", ".join(f"{name}{'' if here else ' (not here)'}" for name, here in _native.isas())
     return f"compiled: {compiled}; used up to {_native.allowed_isas()[-1]}"
+
+
+def _self_check() -> str:
+    wrong = _native.wrong_isas()
+    if wrong:
+        raise ValueError(
+            f"wrong results from {', '.join(wrong)}, which is not used; please report this machine"
+        )
+    return "all instruction sets equal the scalar code"
 
 
 def _samples() -> list[_Sample]:

@@ -18,7 +18,8 @@ class Kernel:
         format: the data it works on.
         isa: the instruction set it is written for, see ext/isa.inc.
         runs_here: this CPU and operating system can run it.
-        chosen: it is the one used here, under the present ONNX_BITNET_ISA.
+        chosen: it is the one used here, under the present ONNX_BITNET_ISA; never one that computes
+            wrong numbers on this machine, about which `kernels` warns.
     """
 
     op: str

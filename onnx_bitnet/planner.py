@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,16 @@ from onnx_bitnet.convert import plan as plan_as_told
 from onnx_bitnet.decide import Keep, check_rules, decide, keep_unseen, rule_for
 from onnx_bitnet.errors import EvaluationError, RecipeError
 from onnx_bitnet.feeds import Feeds, open_feeds
+from onnx_bitnet.frontier import Option
 from onnx_bitnet.recipe import Recipe
-from onnx_bitnet.report import Reason, Report
+from onnx_bitnet.report import FrontierPoint, Reason, Report
 from onnx_bitnet.rewrite.records import Linear
-from onnx_bitnet.rewrite.scan import inline_weight_arguments, scan
+from onnx_bitnet.rewrite.scan import prepare, scan
 from onnx_bitnet.search import Group, Search, Settled
 
 Progress = Callable[[int, int, str], None]
+
+_DEFAULT_COSINE = 0.99
 
 
 def settle(
@@ -83,7 +87,7 @@ def _groups(
 ) -> list[Group]:
     """Try all candidates on the layers that are the planner's to decide."""
     model = files.read(source).model
-    inline_weight_arguments(model)
+    prepare(model)
     found = scan(model)
     check_rules(recipe, found)
     linears = [item for item in found if isinstance(item, Linear)]
@@ -116,6 +120,82 @@ def _ordinary(linear: Linear, recipe: Recipe) -> np.ndarray | None:
     return weight if isinstance(decision, Keep) and decision.reason is Reason.NOT_TERNARY else None
 
 
+@dataclass(frozen=True)
+class RankedLayer:
+    """What a layer costs the model's outputs, by candidate.
+
+    Args:
+        names: the layer, and others that share its weight.
+        n: outputs.
+        k: inputs.
+        gain: loss of the outputs for each unit of noise over signal of the layer.
+        options: candidates with their bytes and the loss that is predicted for each.
+    """
+
+    names: tuple[str, ...]
+    n: int
+    k: int
+    gain: float
+    options: tuple[Option, ...]
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The layers that are open to choice, the most sensitive first, and the recipe that reaches the goals.
+
+    Args:
+        layers: sorted by the loss of their smallest option.
+        recipe: what `convert` takes.
+        frontier: see report.Report.
+        notes: sentences the user should read.
+    """
+
+    layers: tuple[RankedLayer, ...]
+    recipe: Recipe
+    frontier: tuple[FrontierPoint, ...]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as one JSON-able document."""
+        return {
+            "schema": "onnx_bitnet.sensitivity/1",
+            "layers": [dataclasses.asdict(layer) for layer in self.layers],
+            "recipe": self.recipe.to_dict(),
+            "frontier": [dataclasses.asdict(point) for point in self.frontier],
+            "notes": list(self.notes),
+        }
+
+
+def sensitivity(
+    source: str | Path,
+    data: object = None,
+    recipe: Recipe | Mapping[str, Any] | str | Path | None = None,
+    *,
+    method: str = "auto",
+    progress: Progress | None = None,
+) -> Sensitivity:
+    """Rank the layers of a model by what few bits in each cost the outputs, and find a recipe.
+
+    Args:
+        source: an ONNX model.
+        data: see `settle`.
+        recipe: its goals; without any, a cosine of 0.99.
+        method: see `settle`.
+        progress: as in `convert`.
+    """
+    recipe = Recipe.parse(recipe)
+    recipe = recipe if recipe.has_goals else recipe.replace(min_cosine=_DEFAULT_COSINE)
+    settled = settle(source, recipe, data, method=method, progress=progress)
+    layers = [
+        RankedLayer(
+            group.names, group.linear.weight.n, group.linear.weight.k, group.gain, tuple(group.options())
+        )
+        for group in settled.groups
+    ]
+    ranked = sorted(layers, key=lambda layer: -layer.options[0].loss)
+    return Sensitivity(tuple(ranked), settled.recipe, settled.frontier, settled.notes)
+
+
 def convert(
     source: str | Path,
     output: str | Path,
@@ -126,7 +206,32 @@ def convert(
     strict: bool = False,
     progress: Progress | None = None,
 ) -> Report:
-    """Convert; see conversion.convert."""
+    """Convert a model's linear layers to packed ops and write it to a new file.
+
+    The input is never changed. The output, and its data file when the weights are large, appear only after
+    they have been read back and checked. If the recipe has goals, the layers' own recipe is found first: the
+    report tells it, and the frontier it was chosen from.
+
+    Args:
+        source: an ONNX model.
+        output: where to write; weights of more than 1 MiB go to `<output>.data` beside it.
+        recipe: a Recipe, a dict of its fields, or a path to a `.toml` or `.json` file; None for the defaults.
+        data: feeds as `bn.calibrate` takes them, or a Calibration: what the recipe needs to know about
+            activations, and what goals are measured on. The report says so when it was not used.
+        force: overwrite existing output files.
+        strict: raise Refused, and write nothing, if a layer with a constant weight cannot be packed.
+        progress: called as progress(done, total, layer name) before each layer and once at the end.
+
+    Returns:
+        What became of each linear layer.
+
+    Raises:
+        RecipeError: the recipe is wrong, one of its rules matches nothing, or its goals cannot be reached.
+        ModelError: the model, its external data or a weight cannot be used.
+        DataError: the data cannot be read, or does not fit.
+        OutputError: the output exists, cannot be written, or does not read back as meant.
+        Refused: see strict.
+    """
     recipe = Recipe.parse(recipe)
     options: dict[str, Any] = {"force": force, "strict": strict, "progress": progress}
     if not recipe.has_goals:
@@ -144,7 +249,12 @@ def plan(
     data: object = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Plan; see conversion.plan."""
+    """Say what `convert` would do to each layer, without writing anything.
+
+    The report's output_bytes is what the files of `convert` would have, to the byte if their name is the
+    input's with `.bitnet.onnx`. Its recipe is what `convert` takes to do the same again, without looking for
+    it. Arguments and errors are those of `convert`.
+    """
     recipe = Recipe.parse(recipe)
     if not recipe.has_goals:
         return plan_as_told(source, recipe, data=data, progress=progress)

@@ -144,6 +144,7 @@ class LayerSpec:
         activation_scale: the step of statically quantized activations, 0 for dynamic; likewise.
         integer_bits: 4 or 8 for symmetric integers stored as 2 or 4 planes; 0 for `planes` of `levels`.
         dynamic_int8: with target `ort`, 8-bit weights without blocks go to DynamicQuantizeMatMul.
+        scale: given scales, one or one for each output; none for those that `rounding` finds.
         exact: what `detect` found; then the fields from granularity to levels and integer_bits do nothing.
         format_reason: why this format, where the recipe did not name it.
     """
@@ -157,6 +158,7 @@ class LayerSpec:
     activation_scale: float = 0.0
     integer_bits: int = 0
     dynamic_int8: bool = False
+    scale: tuple[float, ...] = ()
     exact: Exact | None = dataclasses.field(default=None, compare=False)
     format_reason: str = dataclasses.field(default="", compare=False)
 
@@ -188,6 +190,7 @@ class LayerSpec:
             self.levels,
             self.integer_bits,
             self.dynamic_int8,
+            self.scale,
         )
 
     def group_length(self, k: int) -> int:
@@ -298,6 +301,9 @@ def quantize_layer(weight: np.ndarray, spec: LayerSpec) -> Quantized:
         granularity = "channel"
     if spec.integer_bits:
         return _quantize_integer(weight, spec, granularity)
+    if spec.scale:
+        given = scales.given_steps(np.array(spec.scale, np.float32)[:, None], spec.levels)
+        return _pack(weight, spec, 0, given, np.float32)
     for scale_type in _scale_types(granularity):
         steps = scales.fit_planes(
             weight,
@@ -339,7 +345,9 @@ def _pack(
 def _quantize_integer(weight: np.ndarray, spec: LayerSpec, granularity: str) -> Quantized:
     """Planes of base-4 digits of the rounded weights: see reference.quantize_integer."""
     bits, block_size = spec.integer_bits, scales.block_size(granularity)
-    most = scales.largest(weight, granularity) / np.float32(2 ** (bits - 1) - 1)
+    most: np.ndarray = np.array(spec.scale, np.float32)[:, None]
+    if not spec.scale:
+        most = scales.largest(weight, granularity) / np.float32(2 ** (bits - 1) - 1)
     powers = np.array([[[4**p]] for p in reversed(range(bits // 2))], np.float32)
     for scale_type in _scale_types(granularity):
         with np.errstate(over="ignore"):

@@ -49,6 +49,9 @@ class Rule:
         action: `keep` leaves the layer float; `int4` and `int8` store 4- or 8-bit codes as planes of i2s.
         overrides: recipe fields for these layers: mode, format, granularity, rounding, planes, levels,
             activation_bits, activation_scale.
+        scale: step between two codes in place of one that is fitted: a positive number for the weight,
+            or one for each output. The layers are packed in one plane, or as integers by the action; for
+            these it is rounded to 16 significant bits.
     """
 
     match: str = "*"
@@ -56,8 +59,12 @@ class Rule:
     min_size: int = 0
     action: str | None = None
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    scale: float | tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "scale", _scale(self.match, self.scale))
+        if self.scale is not None and (self.action == "keep" or "granularity" in self.overrides):
+            raise RecipeError(f"rule {self.match!r}: a scale goes with neither keep nor a granularity")
         if self.action is not None and self.action not in ACTIONS:
             raise RecipeError(
                 f"rule {self.match!r}: unknown action {self.action!r}; use one of {', '.join(ACTIONS)}"
@@ -134,7 +141,7 @@ class Recipe:
         target: `custom` writes packed ops; `ort` writes the same weights in ops of stock onnxruntime, and
             keeps layers for which it has none; `simulate` writes float weights, quantized and dequantized;
             `float` makes such a model from one that is packed. In the last two, `auto` leaves activations
-            float; with `ort` it is 8.
+            float where they are not 8 bits by the model's own will; with `ort` it is 8.
         min_cosine: smallest cosine of every float output to the float model's, from 0 to 1.
         min_sqnr: smallest signal-to-noise ratio of every float output in dB.
         max_size: largest size of the files in bytes, or for example `"200MB"`. With one of these three goals,
@@ -263,6 +270,7 @@ def block_size(granularity: str) -> int | None:
     return int(match[1])
 
 
+_LEAST_SCALE, _LARGEST_SCALE = 1e-30, 1e30
 _UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
@@ -277,6 +285,19 @@ def _size(value: int | str | None) -> int | None:
         return int(float(match[1]) * _UNITS[match[2] or ""])
     except ValueError:
         raise RecipeError(f"max_size = {value!r} is no size; write bytes, or for example '200MB'") from None
+
+
+def _scale(match: str, value: Any) -> float | tuple[float, ...] | None:
+    """Check the scale of a rule."""
+    if value is None:
+        return None
+    several = isinstance(value, Sequence) and not isinstance(value, str)
+    numbers = value if several and value else (value,)
+    for number in numbers:
+        fits = isinstance(number, (int, float)) and not isinstance(number, bool)
+        if not fits or not _LEAST_SCALE <= number <= _LARGEST_SCALE:
+            raise RecipeError(f"rule {match!r}: scale {number!r} is no number from 1e-30 to 1e30")
+    return tuple(map(float, numbers)) if several else float(value)
 
 
 def _one_of(field: str, value: object, allowed: Sequence[object]) -> None:

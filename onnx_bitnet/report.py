@@ -86,6 +86,8 @@ class Layer:
         planes: planes of codes.
         activation_bits: 8, 16 or 32.
         activation_scale: the step of statically quantized activations, 0 if each row has its own.
+        activations: what became of the quantization of activations that the graph itself does: folded into
+            the op, and whether results are equal bit for bit; or left in the graph, and why.
         lossless: decode(packed) equals the original weight, value for value.
         sqnr_db: signal to noise of the weight in dB; None when lossless.
         zeros: share of codes that mean zero.
@@ -106,6 +108,7 @@ class Layer:
     planes: int = 0
     activation_bits: int = 0
     activation_scale: float = 0.0
+    activations: str = ""
     lossless: bool = False
     sqnr_db: float | None = None
     zeros: float | None = None

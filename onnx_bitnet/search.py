@@ -31,6 +31,8 @@ Progress = Callable[[int, int, str], None]
 
 # Samples that the model is run on to weigh the layers; the goal itself is measured on all data.
 _SAMPLES = 32
+# Conversions made to come close to a goal; a loss of this share of what is allowed is close.
+_CONVERSIONS, _CLOSE = 3, 0.8
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +89,7 @@ class Search:
         self._source, self._recipe, self._groups = Path(source), recipe, list(groups)
         self._feeds, self._progress = feeds, progress
         self._measured: dict[tuple[int, ...], float] = {}
+        self._real: dict[tuple[int, ...], tuple[float, tuple[str, ...]]] = {}
         self._simulation: Simulation | None = None
         if feeds is not None and groups:
             self._simulation = Simulation(source, {name for group in groups for name in group.names})
@@ -157,8 +160,7 @@ class Search:
         if self._simulation is None or self._feeds is None:
             return point.loss
         if point.options not in self._measured:
-            if self._progress is not None:
-                self._progress(len(self._measured), 0, "measuring a choice")
+            self._say("measuring a choice")
             weights = self._weights(self._groups, point.options)
             (metrics,) = self._simulation.measure(self._feeds, [lambda: weights])
             self._measured[point.options] = self._loss(metrics)
@@ -171,9 +173,9 @@ class Search:
         rest = self._file_bytes(points[0]) - points[0].nbytes
         chosen, notes = points[0], []
         if self._allowed is not None:
-            index = self._first_within(points, self._allowed)
-            index = self._confirmed(points, index)
-            chosen = points[index]
+            chosen = points[self._first_within(points, self._allowed)]
+            if self._feeds is not None:
+                chosen = self._settled(points, self._allowed)
         if self._recipe.max_size is not None:
             assert isinstance(self._recipe.max_size, int)
             chosen = self._fitting(layers, chosen, self._recipe.max_size, rest)
@@ -195,30 +197,51 @@ class Search:
                 low = middle + 1
         return low
 
-    def _confirmed(self, points: Sequence[Point], index: int) -> int:
-        """Go on from a point until a conversion reaches the goals when it is validated on all data."""
-        if self._feeds is None:
-            return index
-        step = 1
-        while missed := self._missed(points[index]):
+    def _settled(self, points: Sequence[Point], allowed: float) -> Point:
+        """Return the smallest point found whose conversion, validated on all data, reaches the goals.
+
+        What is measured with float activations and plain rounding is a guide only: the bound that it has to
+        keep is moved by what conversions turn out to be, a few times, to come close to the goal from above.
+        """
+        reached: int | None = None
+        bound = allowed
+        for _ in range(_CONVERSIONS):
+            index = self._first_within(points, bound)
+            loss, missed = self._converted(points[index])
+            if not missed and (reached is None or index < reached):
+                reached = index
+            if not missed and loss >= _CLOSE * allowed:
+                break
+            factor = max(min(0.98 * allowed / max(loss, 1e-12), 8.0), 0.125)
+            bound *= min(factor, 0.7) if missed else factor
+        if reached is not None:
+            return points[reached]
+        index, step = self._first_within(points, bound), 1
+        while (found := self._converted(points[index]))[1]:
             if index == len(points) - 1:
-                raise RecipeError(
-                    f"the goals cannot be reached: with every layer float that is open to choice, {missed[0]}"
-                )
+                why = f"with every layer float that is open to choice, {found[1][0]}"
+                raise RecipeError(f"the goals cannot be reached: {why}")
             index = min(index + step, len(points) - 1)
             step *= 2
-        return index
+        return points[index]
 
-    def _missed(self, point: Point) -> tuple[str, ...]:
-        """Convert, validate, and return what misses a goal."""
+    def _converted(self, point: Point) -> tuple[float, tuple[str, ...]]:
+        """Convert, validate, and return the loss and what misses a goal."""
         assert self._feeds is not None
+        if point.options not in self._real:
+            self._say("converting and validating a choice")
+            with tempfile.TemporaryDirectory() as folder:
+                output = Path(folder, "model.onnx")
+                convert(self._source, output, self._recipe_of(point))
+                result = validate(self._source, output, self._feeds, layers=False)
+            goals = {"min_sqnr": self._recipe.min_sqnr, "min_cosine": self._recipe.min_cosine}
+            loss = self._loss({output.name: output.metrics for output in result.outputs})
+            self._real[point.options] = loss, result.failures(**goals)
+        return self._real[point.options]
+
+    def _say(self, what: str) -> None:
         if self._progress is not None:
-            self._progress(0, 0, "converting and validating a choice")
-        with tempfile.TemporaryDirectory() as folder:
-            output = Path(folder, "model.onnx")
-            convert(self._source, output, self._recipe_of(point))
-            result = validate(self._source, output, self._feeds, layers=False)
-        return result.failures(min_sqnr=self._recipe.min_sqnr, min_cosine=self._recipe.min_cosine)
+            self._progress(len(self._measured) + len(self._real), 0, what)
 
     def _fitting(self, layers: Sequence[Sequence[Option]], least: Point, size: int, rest: int) -> Point:
         """Return the best choice whose files have at most `size` bytes."""

@@ -16,7 +16,7 @@ from onnx_bitnet.rewrite.cleanup import cleanup
 from onnx_bitnet.rewrite.plain import Plain, plain_nodes, replace_plain
 from onnx_bitnet.rewrite.records import Linear, operand
 from onnx_bitnet.rewrite.replace import Shared
-from onnx_bitnet.rewrite.scan import inline_weight_arguments, scan
+from onnx_bitnet.rewrite.scan import prepare, scan
 from onnx_bitnet.runner import start
 
 Weights = Mapping[str, np.ndarray]
@@ -37,7 +37,7 @@ class Simulation:
         file = files.read(source)
         model = file.model
         self._outputs = [str(v.name) for v in model.graph.outputs if isinstance(v.type, ir.TensorType)]
-        inline_weight_arguments(model)
+        prepare(model)
         shared = Shared.of(model)
         weights: dict[str, np.ndarray] = {}
         done: dict[object, Plain] = {}

@@ -12,14 +12,18 @@ from rich.text import Text
 
 from onnx_bitnet.bench import Bench, ModelTimes
 from onnx_bitnet.calibrate import Calibration
+from onnx_bitnet.decoder import Built
 from onnx_bitnet.doctor import Check
 from onnx_bitnet.inspection import Inspection
 from onnx_bitnet.kernels import Kernel
 from onnx_bitnet.metrics import Metrics
-from onnx_bitnet.report import Layer, Report, size
+from onnx_bitnet.planner import Sensitivity
+from onnx_bitnet.report import FrontierPoint, Layer, Report, size
 from onnx_bitnet.validation import Validation
 
 Output = list[str | Table]
+
+_FRONTIER_ROWS = 12
 
 
 def report(report: Report, *, verbose: bool) -> Output:
@@ -37,7 +41,33 @@ def report(report: Report, *, verbose: bool) -> Output:
     lines += [
         f"left {count}: {reason.explanation} [{reason.value}]" for reason, count in report.reasons().items()
     ]
-    return [*([_layers(report.layers)] if verbose else []), *lines, *report.notes]
+    tables = [*([_layers(report.layers)] if verbose else []), *frontier(report.frontier)]
+    return [*tables, *lines, *report.notes]
+
+
+def frontier(points: Sequence[FrontierPoint]) -> list[str | Table]:
+    """Show what there was to choose from: the chosen point, and others evenly by size."""
+    if not points:
+        return []
+    table = _table("size", "loss", "measured", "")
+    marks = {round(index * (len(points) - 1) / _FRONTIER_ROWS) for index in range(_FRONTIER_ROWS + 1)}
+    for index, point in enumerate(points):
+        if index in marks or point.chosen:
+            measured = _number(point.measured, "", ".2e")
+            table.add_row(size(point.nbytes), f"{point.loss:.2e}", measured, "chosen" * point.chosen)
+    return [table]
+
+
+def sensitivity(found: Sensitivity) -> Output:
+    """Show layers from the most sensitive on, and the loss of each option."""
+    names = list(dict.fromkeys(option.name for layer in found.layers for option in layer.options))
+    table = _table("layer", "N x K", *names)
+    for layer in found.layers:
+        losses = {option.name: f"{option.loss:.1e}" for option in layer.options}
+        table.add_row(
+            " = ".join(layer.names), f"{layer.n} x {layer.k}", *(losses.get(name, "") for name in names)
+        )
+    return [table, *frontier(found.frontier), *found.notes]
 
 
 def _layers(layers: Sequence[Layer]) -> Table:
@@ -241,3 +271,26 @@ def _sqnr(metrics: Metrics | None) -> str:
 
 def _yes(value: bool) -> str:
     return "yes" if value else ""
+
+
+def built(built: Built) -> Output:
+    """Show what was built."""
+    of = built.architecture
+    return [
+        f"{built.folder}: {of.layers} layers, hidden {of.hidden}, ffn {of.ffn}, "
+        f"heads {of.heads}/{of.kv_heads}, vocabulary {of.vocabulary}; {size(built.nbytes)}",
+        f"embedding {built.options.embedding}, head {built.options.head}, layers {built.options.format}, "
+        f"{of.activation_bits}-bit activations; {'tokenizer copied' if built.tokenizer else 'no tokenizer'}",
+    ]
+
+
+def built_document(built: Built) -> dict[str, Any]:
+    """Return the same as plain JSON-able values."""
+    return {
+        "schema": "onnx_bitnet.built/1",
+        "folder": str(built.folder),
+        "architecture": dataclasses.asdict(built.architecture),
+        "options": dataclasses.asdict(built.options),
+        "nbytes": built.nbytes,
+        "tokenizer": built.tokenizer,
+    }

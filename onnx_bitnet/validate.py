@@ -15,6 +15,7 @@ from onnx_bitnet.feeds import Feeds, open_feeds
 from onnx_bitnet.inputs import Batch, model_inputs
 from onnx_bitnet.inspection import describe
 from onnx_bitnet.metrics import Accumulator
+from onnx_bitnet.rewrite.bfloat16 import widen
 from onnx_bitnet.runner import Runner, start
 from onnx_bitnet.taps import Tap, expose, expose_shapes, find_taps, layers_alone, output_name, shape_name
 from onnx_bitnet.validation import FloatLayer, LayerMetrics, OutputMetrics, Task, Validation, with_blame
@@ -42,7 +43,8 @@ def validate(
     """Run a model and its conversion in onnxruntime on the same data and compare them.
 
     The data is read once, one batch is in memory at a time. Layers are compared in groups that fit into
-    `memory`, each group in a run of its own.
+    `memory`, each group in a run of its own. A bfloat16 model, which onnxruntime cannot run on CPUs, is run
+    in float32.
 
     Args:
         reference: the model that was converted.
@@ -65,9 +67,11 @@ def validate(
         RuntimeMissing: onnxruntime or the custom-op library cannot be used.
     """
     left, right = files.read(reference), files.read(got)
+    widened = [file.path for file in (left, right) if widen(file.model)]
     _check_same_ends(left, right)
     inspection = describe(right)
-    notes = tuple(
+    notes = tuple(f"{path} computes in bfloat16 and was run in float32" for path in widened)
+    notes += tuple(
         f"output {value.name!r} is no tensor and was not compared"
         for value in left.model.graph.outputs
         if not isinstance(value.type, ir.TensorType)

@@ -7,8 +7,9 @@ import inspect
 import onnx_bitnet as bn
 
 NAMES = {
-    "BitNetError", "Calibration", "Kernel", "Quantized", "Recipe", "Report", "Rule", "Validation",
-    "calibrate", "convert", "kernels", "library_path", "plan", "quantize", "register", "session", "validate",
+    "BitNetError", "Calibration", "Kernel", "Quantized", "Recipe", "Report", "Rule", "Validation", "Weights",
+    "calibrate", "convert", "kernels", "library_path", "load_weights", "plan", "quantize", "register",
+    "session", "validate",
 }  # fmt: skip
 
 

@@ -15,11 +15,12 @@ STACK = [
     ["scales", "activations"],
     ["quantize", "ranges"],
     ["nbits"],
-    ["rewrite", "runtime"],
+    ["rewrite", "runtime", "torch", "weights"],
     ["sources", "feeds", "inputs", "random_feeds", "replay"],
     [
         "decide",
         "targets",
+        "nearly",
         "files",
         "metrics",
         "runner",
@@ -30,12 +31,12 @@ STACK = [
     ],
     ["verify"],
     ["calibrate"],
-    ["convert", "inspection", "doctor", "bench"],
+    ["convert", "inspection", "doctor", "bench", "decoder"],
     ["validation", "validate", "html_report"],
     ["simulation", "candidates", "frontier"],
     ["search"],
     ["planner"],
-    ["tables"],
+    ["tables", "plots"],
     ["__init__"],
     ["options"],
     ["cli"],
@@ -52,7 +53,12 @@ def imported(path: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names.add(node.module)
-            if node.module in ("onnx_bitnet", "onnx_bitnet.rewrite"):
+            if node.module in (
+                "onnx_bitnet",
+                "onnx_bitnet.rewrite",
+                "onnx_bitnet.weights",
+                "onnx_bitnet.decoder",
+            ):
                 names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
 
@@ -84,3 +90,11 @@ def test_the_rewriter_knows_no_runtime_and_the_runtime_no_rewriter():
 def test_the_oracle_knows_only_numpy():
     names = {name.split(".")[0] for name in imported(ROOT / "reference.py")}
     assert names <= {"__future__", "math", "numpy", "ml_dtypes", "typing", "collections"}
+
+
+def test_only_the_package_for_torch_imports_torch():
+    for path in ROOT.rglob("*.py"):
+        if path.relative_to(ROOT).parts[0] != "torch":
+            names = {name.split(".")[0] for name in imported(path)}
+            assert "torch" not in names, path
+            assert not any(name.startswith("onnx_bitnet.torch") for name in imported(path)), path

@@ -10,7 +10,9 @@ import pytest
 from test_convert import K, chain, ordinary, ternary
 
 import onnx_bitnet as bn
-from onnx_bitnet.errors import RecipeError
+from onnx_bitnet import plots
+from onnx_bitnet.errors import OutputError, RecipeError
+from onnx_bitnet.planner import sensitivity
 from onnx_bitnet.report import Reason
 
 
@@ -165,3 +167,39 @@ def test_sizes_are_read_as_people_write_them():
         12_000,
         7,
     ]
+
+
+def test_layers_are_ranked_and_the_recipe_converts(model, data, tmp_path):
+    found = sensitivity(model, data, {"min_cosine": 0.98})
+    smallest = [layer.options[0].loss for layer in found.layers]
+    assert smallest == sorted(smallest, reverse=True)
+    assert {layer.names for layer in found.layers} == {(f"layer.{name}",) for name in "abcd"}
+    bn.convert(model, tmp_path / "out.onnx", found.recipe)
+    assert bn.validate(model, tmp_path / "out.onnx", data).passes(min_cosine=0.98)
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("method", ["weights", "outputs", "model"])
+def test_layers_are_weighed_in_three_ways(model, data, method):
+    found = sensitivity(model, data, method=method)
+    gains = {layer.gain for layer in found.layers}
+    assert (gains == {1.0}) == (method != "model")
+    losses = [option.loss for option in found.layers[0].options]
+    assert losses[-1] == 0
+    assert losses[0] == max(losses)
+
+
+def test_weighing_needs_data(model):
+    for method in ("outputs", "model"):
+        with pytest.raises(RecipeError, match=f"method '{method}' needs data"):
+            sensitivity(model, method=method)
+
+
+def test_the_frontier_is_drawn(model, tmp_path):
+    pytest.importorskip("matplotlib")
+    plan = bn.plan(model, {"max_size": 60000})
+    for name in ("plot.svg", "plot.png"):
+        plots.frontier(plan.frontier, tmp_path / name)
+        assert (tmp_path / name).stat().st_size > 4000
+    with pytest.raises(OutputError, match="nothing to draw"):
+        plots.frontier((), tmp_path / "no.svg")

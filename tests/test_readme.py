@@ -6,21 +6,37 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 from test_cli import run
 from test_convert import K, chain, ordinary, ternary
 
+import onnx_bitnet as bn
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
 
 
 def test_python_blocks_run(tmp_path, monkeypatch):
     chain(tmp_path / "model.onnx", {"embed": ternary(K), "body": ordinary(K), "head": ordinary(8)})
     np.savez(tmp_path / "feeds.npz", x=ordinary(K, 4))
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
+    blocks = [block for block in BLOCKS if "torch" not in block]
     assert blocks
     for block in blocks:
         exec(compile(block, "README.md", "exec"), {})
+
+
+@pytest.mark.filterwarnings("ignore")  # the exporter's own
+def test_blocks_with_torch_run_and_their_model_converts(tmp_path, monkeypatch):
+    pytest.importorskip("torch", reason="install the extra [torch]")
+    monkeypatch.chdir(tmp_path)
+    for block in BLOCKS:
+        if "torch" in block:
+            exec(compile(block, "README.md", "exec"), {})
+    report = bn.convert("student.onnx", "packed.onnx", bn.Recipe(mode="lossless", activation_bits=8))
+    assert report.lossless
+    assert len(report.converted) == 2
 
 
 def test_commands_run(tmp_path):

@@ -8,8 +8,8 @@
  * Method   One row: fields are masked in place, without shifts, into four accumulators that carry
  *          their place as a factor and are shifted back at the end, exactly.  That is 2
  *          instructions per field where shifting takes 3, and 16 independent sums.  Several rows:
- *          up to 6 rows x 64 outputs share each unpacked field, with 4 sums per row; 16 cover the
- *          latency of 4 or 5 at two per cycle.
+ *          up to 6 rows x 64 outputs, or 8 x 32, share each unpacked field; 16 sums cover the latency
+ *          of 4 or 5 at two per cycle.
  */
 #ifndef BN_DOT_AVX512VNNI_H
 #define BN_DOT_AVX512VNNI_H
@@ -85,11 +85,11 @@ BN_INLINE void bn_some_rows(const bn_strip *s, const int rows, const int panels,
     const size_t step_bytes = bn_step_bytes(bits);
     const uint8_t *panel = s->panel;
     const int8_t *q = s->x;
-    __m512i sum[4][6];
+    __m512i sum[4][8];
 
 #pragma GCC unroll 4
     for (int i = 0; i < panels; i++) {
-#pragma GCC unroll 6
+#pragma GCC unroll 8
         for (int row = 0; row < rows; row++) {
             int32_t *from = (int32_t *)s->acc + (size_t)row * s->acc_stride + i * BN_PANEL;
             sum[i][row] = s->fresh ? _mm512_setzero_si512() : _mm512_loadu_si512(from);
@@ -114,7 +114,7 @@ BN_INLINE void bn_some_rows(const bn_strip *s, const int rows, const int panels,
                     plane[i] = _mm512_and_si512(_mm512_srli_epi16(codes[i], shift), low);
                 }
             }
-#pragma GCC unroll 6
+#pragma GCC unroll 8
             for (int row = 0; row < rows; row++) {
                 const int8_t *four = q + (size_t)row * s->x_stride + 4 * field;
                 const __m512i x = _mm512_set1_epi32(bn_load_four(four));
@@ -128,7 +128,7 @@ BN_INLINE void bn_some_rows(const bn_strip *s, const int rows, const int panels,
     }
 #pragma GCC unroll 4
     for (int i = 0; i < panels; i++) {
-#pragma GCC unroll 6
+#pragma GCC unroll 8
         for (int row = 0; row < rows; row++) {
             int32_t *to = (int32_t *)s->acc + (size_t)row * s->acc_stride + i * BN_PANEL;
             _mm512_storeu_si512(to, sum[i][row]);

@@ -103,27 +103,38 @@ BN_INLINE void bn_all_panels(const bn_strips *a, bn_strip_fn *strip, size_t firs
     }
 }
 
-/* All rows, 4 at a time, the last up to `most` (4 or 6) at once: 5 as 4 + 1 would take the time of
- * 6.  sums as above. */
+/* How many of the rows that are left are next: 4 (8), and at the end up to `most` (4, 6 or 8), since
+ * one row alone takes the time of two. */
+static inline size_t bn_next_rows(size_t left, const size_t most)
+{
+    if (left <= most) {
+        return left;
+    }
+    return most < 8 ? 4 : left < 12 ? left - 4 : 8;
+}
+
+/* All rows, up to `most` at once.  sums as above. */
 BN_INLINE void bn_all_rows(const bn_strips *a, bn_strip_fn *strip, const size_t most,
                            const int sums)
 {
-    size_t row = 0;
-
-    for (; a->rows - row > most; row += 4) {
-        bn_all_panels(a, strip, row, 4, sums);
-    }
-    if (most == 6 && a->rows - row == 6) {
-        bn_all_panels(a, strip, row, 6, sums);
-    } else if (most == 6 && a->rows - row == 5) {
-        bn_all_panels(a, strip, row, 5, sums);
-    } else {
-        switch (a->rows - row) {
-        case 4: bn_all_panels(a, strip, row, 4, sums); break;
-        case 3: bn_all_panels(a, strip, row, 3, sums); break;
-        case 2: bn_all_panels(a, strip, row, 2, sums); break;
-        case 1: bn_all_panels(a, strip, row, 1, sums); break;
-        default: break;
+    for (size_t row = 0, rows; row < a->rows; row += rows) {
+        rows = bn_next_rows(a->rows - row, most);
+        if (most == 8 && rows == 8) {
+            bn_all_panels(a, strip, row, 8, sums);
+        } else if (most == 8 && rows == 7) {
+            bn_all_panels(a, strip, row, 7, sums);
+        } else if (most >= 6 && rows == 6) {
+            bn_all_panels(a, strip, row, 6, sums);
+        } else if (most >= 6 && rows == 5) {
+            bn_all_panels(a, strip, row, 5, sums);
+        } else if (rows == 4) {
+            bn_all_panels(a, strip, row, 4, sums);
+        } else if (rows == 3) {
+            bn_all_panels(a, strip, row, 3, sums);
+        } else if (rows == 2) {
+            bn_all_panels(a, strip, row, 2, sums);
+        } else {
+            bn_all_panels(a, strip, row, 1, sums);
         }
     }
 }

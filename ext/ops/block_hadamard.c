@@ -3,7 +3,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cpu.h"
 #include "dispatch.h"
 #include "kernel.h"
 #include "node.h"
@@ -71,7 +70,7 @@ static bool read_signs(bn_node *node, size_t block, size_t *k, const float **sig
 static bool find_kernels(bn_node *node, kernel *k)
 {
     uint32_t isas = 0;
-    const char *reason = bn_isas_allowed(&isas);
+    const char *reason = bn_node_isas(node, &isas);
     if (reason != NULL) {
         return bn_refuse(node, "%s", reason);
     }
@@ -109,7 +108,7 @@ static kernel *make_kernel(bn_node *node)
 static ort_status *ORT_CALL create_kernel(const ort_custom_op *op, const ort_api *api,
                                           const ort_kernel_info *info, void **created)
 {
-    bn_node node = {.api = api, .info = info};
+    bn_node node = {.api = api, .host = ((const bn_op *)op)->host, .info = info};
     kernel *k = make_kernel(&node);
     if (k == NULL) {
         return bn_refusal(&node, op->GetName(op));

@@ -3,7 +3,6 @@
 #include <math.h>
 #include <stdlib.h>
 
-#include "cpu.h"
 #include "half.h"
 #include "matmul.h"
 #include "node.h"
@@ -157,7 +156,7 @@ static bool create_layer(bn_node *node, bn_matmul_desc *desc, bn_matmul **layer)
     if (good) {
         desc->scale = scale;
         desc->zero_point = zero_point;
-        const char *reason = bn_isas_allowed(&isas);
+        const char *reason = bn_node_isas(node, &isas);
         if (reason == NULL) {
             reason = bn_matmul_create(desc, isas, layer);
         }
@@ -173,7 +172,7 @@ static bool create_layer(bn_node *node, bn_matmul_desc *desc, bn_matmul **layer)
 static ort_status *ORT_CALL create_kernel(const ort_custom_op *op, const ort_api *api,
                                           const ort_kernel_info *info, void **created)
 {
-    bn_node node = {.api = api, .info = info};
+    bn_node node = {.api = api, .host = ((const bn_op *)op)->host, .info = info};
     bn_matmul_desc desc = {.format = ((const bn_op *)op)->format};
     bn_matmul *layer = NULL;
 

@@ -10,12 +10,14 @@
 
 #include <stdbool.h>
 
+#include "ops.h"
 #include "ort.h"
 
 enum { BN_MAX_RANK = 32 }; /* of x and y */
 
 typedef struct {
     const ort_api *api;
+    bn_host *host;
     const ort_kernel_info *info;
     char reason[256]; /* why the node is refused */
 } bn_node;
@@ -47,6 +49,11 @@ bool bn_read_constant(bn_node *node, size_t index, const char *name, size_t rank
 
 /* The last dimension of the input must not be known to differ from k. */
 bool bn_check_last_dimension(bn_node *node, size_t index, const char *name, size_t k);
+
+/* The instruction sets that the node's kernels may use: those that run here, up to ONNX_BITNET_ISA, and
+ * that are right (selfcheck.h).  The first node that may use one has it checked; if it is wrong, ONNX
+ * Runtime's log gets a warning.  Returns NULL, or the reason why there are none. */
+const char *bn_node_isas(const bn_node *node, uint32_t *isas);
 
 /* ---- When the node runs ---- */
 

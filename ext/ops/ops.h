@@ -10,7 +10,8 @@
 /* One per ONNX Runtime in the process (register.c); lives to the end of the process. */
 typedef struct {
     const ort_api *api;
-    atomic_ulong fresh; /* names given to unknown dimensions so far */
+    atomic_ulong fresh;     /* names given to unknown dimensions so far */
+    _Atomic uint64_t isas; /* that passed the self-check; those that did not, << 32 */
 } bn_host;
 
 /* What ONNX Runtime is handed: an op for one format (if it has a weight) and one type of x.  Shape

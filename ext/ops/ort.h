@@ -18,9 +18,13 @@
 #ifdef _WIN32
 #define ORT_CALL __stdcall
 #define ORT_EXPORT __declspec(dllexport)
+#define ORT_PATH(text) L##text
+typedef wchar_t ort_path_char;
 #else
 #define ORT_CALL
 #define ORT_EXPORT __attribute__((visibility("default")))
+#define ORT_PATH(text) text
+typedef char ort_path_char;
 #endif
 
 typedef struct ort_api ort_api;
@@ -35,9 +39,11 @@ typedef struct ort_kernel_info ort_kernel_info;
 typedef struct ort_kernel_context ort_kernel_context;
 typedef struct ort_shape_context ort_shape_context;
 typedef struct ort_custom_op ort_custom_op;
+typedef struct ort_logger ort_logger;
 
 enum { ORT_FAIL = 1, ORT_INVALID_ARGUMENT = 2, ORT_NOT_IMPLEMENTED = 9, ORT_INVALID_GRAPH = 10 };
 enum { ORT_ANY_TYPE = 0, ORT_FLOAT = 1, ORT_UINT8 = 2, ORT_FLOAT16 = 10 };
+enum { ORT_LOG_WARNING = 2 };
 enum { ORT_REQUIRED = 0 };            /* characteristic of an input or output */
 enum { ORT_DEFAULT_MEMORY = 0 };      /* where an input lies */
 enum { ORT_ATTRIBUTE_INT = 1 };       /* type of an attribute */
@@ -97,8 +103,13 @@ ORT_FUNCTION(234, KernelInfo_GetInputTypeInfo, ort_status *, const ort_kernel_in
              ort_type_info **)
 ORT_FUNCTION(244, KernelInfo_GetNodeName, ort_status *, const ort_kernel_info *, char *,
              size_t *size) /* of the buffer in, with the final zero; of the name out */
+ORT_FUNCTION(245, KernelInfo_GetLogger, ort_status *, const ort_kernel_info *, const ort_logger **)
 ORT_FUNCTION(249, KernelInfoGetConstantInput_tensor, ort_status *, const ort_kernel_info *,
              size_t index, int *is_constant, const ort_value **)
+
+/* The session's log */
+ORT_FUNCTION(247, Logger_LogMessage, ort_status *, const ort_logger *, int severity,
+             const char *message, const ort_path_char *file, int line, const char *function)
 
 /* The node, when it runs */
 ORT_FUNCTION(90, KernelContext_GetInput, ort_status *, const ort_kernel_context *, size_t index,

@@ -59,6 +59,7 @@ static ort_status *make_domain(const ort_api *api, domain **made)
     }
     d->host.api = api;
     atomic_init(&d->host.fresh, 0);
+    atomic_init(&d->host.isas, 0);
     ort_status *status = ort_CreateCustomOpDomain(api)("onnx_bitnet", &d->handle);
     for (size_t i = 0; status == NULL && i < OP_COUNT; i++) {
         d->ops[i] = (bn_op){*OPS[i].callbacks, &d->host, OPS[i].format, OPS[i].x_type};

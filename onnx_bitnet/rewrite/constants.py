@@ -15,8 +15,9 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_bitnet.errors import EvaluationError, ModelError, one_line
-from onnx_bitnet.rewrite.evaluate import computed, load
+from onnx_bitnet.rewrite.evaluate import computed, leaves, load
 from onnx_bitnet.rewrite.origins import OpId
+from onnx_bitnet.rewrite.straight_through import straight_through
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,17 @@ class Constant:
         tensor: its data, loaded or computed when asked for.
         shape: what is seen through the views.
         views: from the tensor to what the layer sees.
-        factor: what the values are multiplied by, such as Gemm's alpha.
+        factor: what the values are multiplied by, such as Gemm's alpha: one number, or one for each index of
+            the first axis, that is for each output of a weight.
+        dtype_seen: type that the layer sees, if a Cast gives the tensor a wider one.
     """
 
     source: ir.Value
     tensor: ir.TensorProtocol
     shape: tuple[int, ...]
     views: tuple[View, ...] = ()
-    factor: float = 1.0
+    factor: float | tuple[float, ...] = 1.0
+    dtype_seen: ir.DataType | None = None
 
     @property
     def n(self) -> int:
@@ -62,13 +66,18 @@ class Constant:
 
     @property
     def dtype(self) -> ir.DataType:
-        """Type of the values, before the factor."""
-        return self.tensor.dtype
+        """Type that the layer sees, before the factor."""
+        return self.dtype_seen or self.tensor.dtype
 
     @property
     def nbytes(self) -> int:
-        """Size of the values in their own type."""
+        """Size of the values, in the type that the layer sees."""
         return math.ceil(math.prod(self.shape) * self.dtype.itemsize)
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the tensors in the model that the values come from."""
+        return sum(leaf.const_value.nbytes for leaf in leaves(self.source) if leaf.const_value is not None)
 
     @property
     def stored(self) -> bool:
@@ -93,7 +102,13 @@ class Constant:
         for view in self.views:
             array = getattr(array, view.method)(view.value)
         # One multiplication of float32: a ternary weight stays ternary, its scale is rounded once.
-        return array if self.factor == 1.0 else array.astype(np.float32) * np.float32(self.factor)
+        if self.dtype_seen is not None:
+            array = array.astype(self.dtype_seen.numpy())
+        if self.factor == 1.0:
+            return array
+        factor = np.asarray(self.factor, np.float32)
+        wide = array.astype(np.float32)
+        return wide * (factor.reshape(-1, *[1] * (wide.ndim - 1)) if factor.ndim else factor)
 
     def transpose(self, *permutation: int) -> Constant:
         """See the axes in another order."""
@@ -117,13 +132,16 @@ class Constant:
             return replace(self, shape=shape, views=())
         return replace(self, shape=shape, views=(*views, View("reshape", shape)))
 
-    def scale(self, factor: float) -> Constant:
-        """See the values multiplied."""
-        return replace(self, factor=self.factor * factor)
+    def scale(self, factor: float | tuple[float, ...]) -> Constant:
+        """See the values multiplied, by one number or by one for each index of the first axis."""
+        product = np.multiply(self.factor, factor)
+        return replace(self, factor=tuple(product.tolist()) if product.ndim else float(product))
 
 
 def find(value: ir.Value, imports: Mapping[str, int], functions: Mapping[OpId, ir.Function]) -> Constant:
     """Return a known value as a constant, looking through the nodes that only rearrange it.
+
+    A straight-through estimator w + (q - w) is taken for q.
 
     Args:
         value: one of `Facts.known`.
@@ -136,6 +154,9 @@ def find(value: ir.Value, imports: Mapping[str, int], functions: Mapping[OpId, i
     rearrangers: list[ir.Node] = []
     while stored_tensor(value) is None:
         node = value.producer()
+        if (q := straight_through(value)) is not None:
+            value = q
+            continue
         if node is None or not _rearranges(node) or node.inputs[0] is None:
             break
         rearrangers.append(node)
@@ -178,16 +199,27 @@ def _checked_shape(tensor: ir.TensorProtocol, name: str | None) -> tuple[int, ..
 
 
 def _rearranges(node: ir.Node) -> bool:
-    """Whether the node is a view whose parameters are stored."""
+    """Whether the node is a view whose parameters are stored, or a Cast that changes no value."""
+    if not node.domain and node.op_type == "Cast":
+        return node.attributes.get_int("to") == ir.DataType.FLOAT and _is_16_bits(node.inputs[0])
     if node.domain or node.op_type not in ("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze"):
         return False
     return all(value is None or stored_tensor(value) is not None for value in node.inputs[1:])
+
+
+def _is_16_bits(value: ir.Value | None) -> bool:
+    """Whether a value is known to be float16 or bfloat16."""
+    tensor = value and stored_tensor(value)
+    dtype = tensor.dtype if tensor is not None else value and value.dtype
+    return dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 def _rearranged(constant: Constant, node: ir.Node) -> Constant:
     shape = constant.shape
     try:
         match node.op_type:
+            case "Cast":
+                return replace(constant, dtype_seen=ir.DataType.FLOAT)
             case "Transpose":
                 permutation = node.attributes.get_ints("perm") or range(len(shape))[::-1]
                 if sorted(permutation) != list(range(len(shape))):

@@ -143,6 +143,12 @@ def _missing_ops(imports: Mapping[str, int]) -> list[type[OpRun]]:
     return [DequantizeLinear] if imports.get("", 0) < 19 else []
 
 
+def leaves(value: ir.Value) -> list[ir.Value]:
+    """Return the initializers and Constants that a value comes from."""
+    nodes, initializers = _extract(value)
+    return [*initializers, *(node.outputs[0] for node in nodes if not node.inputs)]
+
+
 def _extract(value: ir.Value) -> tuple[list[ir.Node], list[ir.Value]]:
     """Return the nodes that the value is computed by, in order, and the initializers they start from."""
     done: dict[ir.Node, None] = {}

@@ -129,10 +129,12 @@ def _quantized(edit: Edit, x: ir.Value, bits: int, static: float) -> tuple[ir.Va
     return clamped(op("Mul", op("Div", constant(1.0), absmax), most)), op("Div", absmax, most)
 
 
-def restore(model: ir.Model, *, activation_bits: int) -> Iterator[tuple[PackedNode, Plain]]:
+def restore(model: ir.Model, activation_bits: int | None) -> Iterator[tuple[PackedNode, Plain, int]]:
     """Replace every packed op by a MatMul with the weight that it stands for; yield what was and what is.
 
-    At the end the other ops of the project are spelled in standard ops, and its functions are gone.
+    Activations of 16 bits become float, those of 8 bits and static ones stay quantized, unless other
+    `activation_bits` are given; what was done is yielded, too. At the end the other ops of the project are
+    spelled in standard ops, and its functions are gone.
 
     Raises:
         ModelError: a packed op is malformed.
@@ -144,8 +146,11 @@ def restore(model: ir.Model, *, activation_bits: int) -> Iterator[tuple[PackedNo
         key = tuple(packed.node.inputs[1:4])
         plain = done.get(key) or Plain.of(packed.quantized().dequantize(), linear)
         done[key] = plain
-        replace_plain(model, linear, plain, activation_bits=activation_bits, shared=shared)
-        yield packed, plain
+        step = packed.node.attributes.get_float("activation_scale", 0.0)
+        bits = activation_bits or (packed.activation_bits if step or packed.activation_bits == 8 else 32)
+        step = step if bits == packed.activation_bits else 0.0
+        replace_plain(model, linear, plain, activation_bits=bits, activation_scale=step, shared=shared)
+        yield packed, plain, bits
     InlinePass(criteria=lambda function: function.domain == DOMAIN)(model)
     for op in [op for op in model.functions if op[0] == DOMAIN]:
         del model.functions[op]

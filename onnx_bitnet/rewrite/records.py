@@ -10,6 +10,7 @@ from onnx_bitnet.errors import EvaluationError
 from onnx_bitnet.report import Reason
 from onnx_bitnet.rewrite.constants import Constant, find
 from onnx_bitnet.rewrite.origins import Facts, NotConstant, why_not
+from onnx_bitnet.rewrite.types import element_type
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,25 @@ class Reshaping:
     value: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Activations:
+    """How a graph quantizes the activations of a layer, compared with the op's own way.
+
+    Args:
+        unlike: why it is not the op's way, so that it stays in the graph; empty if it is.
+        rounding: where the graph rounds otherwise than the op does; empty if nowhere, so that results are
+            equal bit for bit if the weights are integers before `factor`.
+        integer: what multiplies the weight are integers from -128 to 127.
+        factor: what the graph multiplies integer products with, besides the step of the row; one number, or
+            one for each output.
+    """
+
+    unlike: str = ""
+    rounding: str = ""
+    integer: bool = False
+    factor: float | tuple[float, ...] = 1.0
+
+
 @dataclass(frozen=True, eq=False)
 class Linear:
     """A linear layer y = after(x W^T + bias) + addend_factor * addend with constant W, as found in a graph.
@@ -36,7 +56,8 @@ class Linear:
         weight: the constant (N, K); its array is loaded only when asked for. The factors of the graph, such
             as Gemm's alpha, are in it.
         root: the main graph, or the body of the function that the node is in.
-        absorbed: nodes that vanish together with `node`: an Add of a constant bias.
+        absorbed: nodes that vanish together with `node`: an Add of a constant bias, a Mul or Div by a
+            constant that is in the weight instead.
         bias: a constant that broadcasts to (N,), or None.
         before: what to do to x so that its last axis is K.
         after: what to do to the op's output (..., N) to get y's layout.
@@ -44,6 +65,10 @@ class Linear:
             (Gemm's C), or None.
         addend_factor: factor on the addend (Gemm's beta).
         where: see report.Layer.
+        reader: the node that reads the activations, if it is not `node` because a quantization between them
+            is folded into the op.
+        activations: what the graph does to quantize the activations, see activation.py; None if nothing.
+        folded: the same layer with that quantization folded into the op, where this is possible.
     """
 
     name: str
@@ -58,11 +83,14 @@ class Linear:
     addend_index: int | None = None
     addend_factor: float = 1.0
     where: str = ""
+    reader: ir.Node | None = None
+    activations: Activations | None = None
+    folded: Linear | None = None
 
     @property
     def x(self) -> ir.Value:
         """The activations as they are in the graph now."""
-        return operand(self.node, self.x_index)
+        return operand(self.reader or self.node, self.x_index)
 
     @property
     def y(self) -> ir.Value:
@@ -77,8 +105,8 @@ class Linear:
 
     @property
     def dtype(self) -> ir.DataType:
-        """Type of the activations; where the model does not state it, that of the weight."""
-        return self.x.dtype or self.weight.dtype
+        """Type of the activations; where the model does not tell it, that of the weight."""
+        return element_type(self.x) or self.weight.dtype
 
 
 @dataclass(frozen=True, eq=False)

@@ -233,7 +233,7 @@ class Edit:
         if (
             bias.stored
             and bias.key == (bias.source, (), 1.0)
-            and bias.dtype == dtype
+            and bias.tensor.dtype == dtype
             and bias.shape == (n,)
             and bias.source.graph is self.graph
         ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 import onnx_ir as ir
@@ -12,8 +13,10 @@ from onnx_ir.passes.common import InlinePass
 from onnx_bitnet.errors import ModelError, one_line
 from onnx_bitnet.report import Reason
 from onnx_bitnet.rewrite import conv, einsum, gemm, matmul
-from onnx_bitnet.rewrite.bias import absorb_add
+from onnx_bitnet.rewrite.activation import quantization
+from onnx_bitnet.rewrite.bfloat16 import widen
 from onnx_bitnet.rewrite.constants import Constant
+from onnx_bitnet.rewrite.epilogue import absorb
 from onnx_bitnet.rewrite.functions import DOMAIN, FLOAT16_OPSET, OPSETS
 from onnx_bitnet.rewrite.origins import Facts, OpId, opset_version, subgraphs, survey
 from onnx_bitnet.rewrite.records import Linear, Refusal, Site, unique
@@ -57,6 +60,12 @@ def scan(model: ir.Model) -> tuple[Linear | Refusal, ...]:
         ModelError: a node lacks inputs that its operator requires.
     """
     return tuple(_examine(site) for site in _sites(model, survey(model)))
+
+
+def prepare(model: ir.Model) -> bool:
+    """Bring a model into the form that is scanned, in place; return whether it was computed in bfloat16."""
+    inline_weight_arguments(model)
+    return widen(model)
 
 
 def inline_weight_arguments(model: ir.Model) -> None:
@@ -158,7 +167,13 @@ def _examine(site: Site) -> Linear | Refusal:
     found = _argument_attribute(site) or MATCHERS[kind](site)
     if isinstance(found, Refusal):
         return found
-    return _unsuitable(found, site) or absorb_add(found, site)
+    return _unsuitable(found, site) or _absorbed(quantization(found, site), site)
+
+
+def _absorbed(linear: Linear, site: Site) -> Linear:
+    """Take up what follows the layer, in both of its ways to treat activations."""
+    folded = linear.folded and absorb(linear.folded, site)
+    return replace(absorb(linear, site), folded=folded)
 
 
 def _argument_attribute(site: Site) -> Refusal | None:

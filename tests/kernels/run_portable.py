@@ -3,7 +3,8 @@
     python tests/kernels/run_portable.py
     python tests/kernels/run_portable.py --cc aarch64-linux-gnu-gcc --flags=-static \\
         --runner "qemu-aarch64 -cpu neoverse-n1" --strongest dotprod
-    python tests/kernels/run_portable.py --flags="-g -fsanitize=address,undefined -fno-sanitize-recover"
+    python tests/kernels/run_portable.py --flags="-g -fsanitize=address,undefined -fno-sanitize-recover" \\
+        --emulate-amx
 
 All kernels of the compiler's machine are built, each with its own flags, and all layers run with each
 instruction set that the machine has; --strongest asserts which one is the last of them.
@@ -142,14 +143,18 @@ def write_answers(path: Path) -> None:
     path.write_bytes(b"".join(piece for case in cases() for piece in contents(case)))
 
 
-def build(program: Path, compiler: str, flags: list[str]) -> None:
+def build(program: Path, compiler: str, flags: list[str], emulate_amx: bool = False) -> None:
     """Compile portable.c, the core, and the kernels of the compiler's machine, each with its flags."""
     target = subprocess.run([compiler, "-dumpmachine"], check=True, capture_output=True, text=True).stdout
     machine = target.partition("-")[0].replace("arm64", "aarch64")
     rows = ROW.findall((EXT / "isa.inc").read_text())
     own = {name: text.split() for name, text, row_machine in rows if row_machine in ("any", machine)}
     macros = [f"-DBN_HAVE_{name}={int(name in own)}" for name, _, _ in rows]
-    groups = [([HERE / "portable.c", *EXT.glob("*.c")], [])]
+    core = [HERE / "portable.c", *EXT.glob("*.c")]
+    if emulate_amx:
+        core = [HERE / "amx_is_here.c" if path.name == "cpu_amx.c" else path for path in core]
+        own["amx"] += ["-include", str(HERE / "amx_emulated.h")]
+    groups = [(core, [])]
     groups += [([*EXT.glob(f"kernels/*_{name}.c")], isa_flags) for name, isa_flags in own.items()]
     folder = program.parent
     for sources, isa_flags in groups:
@@ -170,11 +175,14 @@ def main() -> int:
     parser.add_argument(
         "--runner", default="", help="a command to run the program with, such as qemu-aarch64"
     )
+    parser.add_argument(
+        "--emulate-amx", action="store_true", help="run the AMX kernels, too, on a CPU with AVX512-VNNI"
+    )
     parser.add_argument("--strongest", help="the strongest instruction set that must have run")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         program, answers = Path(folder, "portable"), Path(folder, "answers.bin")
-        build(program, arguments.cc, arguments.flags.split())
+        build(program, arguments.cc, arguments.flags.split(), arguments.emulate_amx)
         write_answers(answers)
         command = [*arguments.runner.split(), program, answers]
         done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)

@@ -1,0 +1,299 @@
+/* dot, AMX, with codes of 2, 4 and 8 bits.
+ *
+ * Layout   A field, 4 inputs of 16 outputs (layout.h), spread to bytes, is a row of a tile: the four fields of
+ *          step s are rows 4s .. 4s + 3, and four steps make a tile of 64 inputs x 16 outputs as tdpbsud
+ *          wants it: signed activations (16 rows x 64 inputs) times unsigned codes.
+ * Numbers  tdpbsud does not saturate, and all sums fit 32 bits (BN_MAX_GROUP and BN_MAX_WIDE_GROUP in
+ *          layout.h).
+ * Method   32 rows x 32 outputs, or up to 16 rows x 64, stay in four tiles of sums while two or one tiles
+ *          of activations and two of codes pass by.  Codes are unpacked into a ring on the stack, BN_AHEAD
+ *          chunks of 64 inputs before they are multiplied, since a tile cannot be loaded from a store that
+ *          is under way; unpacking stands between the products, which take 16 cycles each, so that both go
+ *          on at once.  Where a group has less than 64 inputs left, codes of 0 fill the tile, and
+ *          activations are copied, so that nothing is read behind them.
+ * Few rows A product of 4 rows takes more than a quarter of one of 16, and up to 16 rows unpacking sets the
+ *          speed, about 75 cycles for 64 inputs x 64 outputs.  avx512vnni takes 32 for each row: fewer
+ *          than BN_FEW are left to it, and so are those past the last 32.
+ * Counted  For each 4096 codes of 2 bits 64 stores and 112 shifts and masks, which go two per cycle, beside
+ *          64 cycles of products for 16 rows and 128 for 32.  No CPU with AMX was at hand: checked in an
+ *          emulation (tests/kernels/test_amx.py) and never timed.
+ */
+#ifndef BN_DOT_AMX_H
+#define BN_DOT_AMX_H
+
+#include "strips.h"
+#include "tiles.h"
+
+enum {
+    BN_FEW = 5,   /* rows from which on AMX is faster */
+    BN_DEPTH = 4, /* steps in a tile, 64 inputs */
+    BN_ROWS = 16, /* of activations in a tile */
+    BN_TILE = 1024,
+    BN_COLUMNS = 4, /* of 16 outputs, side by side */
+    BN_AHEAD = 2,
+    BN_RING = BN_AHEAD + 1,
+    BN_PREFETCH = 4096
+};
+
+/* Tile registers: sums 0 .. 3, activations 4 and 5, codes 6 and 7. */
+static bn_tile_config bn_configure(size_t rows, size_t depth)
+{
+    const size_t second = rows > BN_ROWS ? rows - BN_ROWS : rows; /* of tiles 2, 3 and 5 */
+    const size_t first = rows > BN_ROWS ? BN_ROWS : rows;
+    const size_t tile_rows[] = {first, first, second, second, first, second, 4 * depth, 4 * depth};
+    bn_tile_config config = {.palette = 1};
+
+    for (int tile = 0; tile < 8; tile++) {
+        const int is_activations = tile == 4 || tile == 5;
+        config.rows[tile] = (uint8_t)tile_rows[tile];
+        config.row_bytes[tile] = (uint16_t)(is_activations ? depth * BN_STEP : BN_VECTOR);
+    }
+    return config;
+}
+
+/* A place in the inputs: chunks of `depth` steps, of which the last one of a group may have fewer. */
+typedef struct {
+    size_t step, group_end;
+} bn_place;
+
+static inline size_t bn_smaller(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
+
+static inline bn_place bn_first_place(const bn_dot_args *a)
+{
+    return (bn_place){0, bn_smaller(a->group_steps, a->steps)};
+}
+
+static inline size_t bn_chunk_steps(const bn_place *at, size_t depth)
+{
+    return bn_smaller(depth, at->group_end - at->step);
+}
+
+static inline void bn_advance(const bn_dot_args *a, bn_place *at, size_t steps)
+{
+    at->step += steps;
+    if (at->step == at->group_end) {
+        at->group_end = bn_smaller(at->group_end + a->group_steps, a->steps);
+    }
+}
+
+/* One column of each of `steps` steps to bytes, then zeros up to `depth` steps. */
+BN_INLINE void bn_unpack(const uint8_t *panel, size_t stride, size_t steps, size_t depth,
+                         uint8_t *tile, const int bits)
+{
+    const __m512i mask = _mm512_set1_epi8((char)((1 << bits) - 1));
+
+#pragma GCC unroll 4
+    for (size_t step = 0; step < steps; step++, panel += stride, tile += 4 * BN_VECTOR) {
+        __m512i codes[4];
+#pragma GCC unroll 4
+        for (int i = 0; i < bits / 2; i++) {
+            codes[i] = _mm512_loadu_si512(panel + i * BN_VECTOR);
+            _mm_prefetch((const char *)(panel + i * BN_VECTOR + BN_PREFETCH), _MM_HINT_T0);
+        }
+#pragma GCC unroll 4
+        for (int field = 0; field < 4; field++) {
+            const __m512i moved = _mm512_srli_epi16(codes[field * bits / 8], field * bits % 8);
+            _mm512_store_si512(tile + field * BN_VECTOR,
+                               bits == 8 ? moved : _mm512_and_si512(moved, mask));
+        }
+    }
+    for (size_t step = steps; step < depth; step++, tile += 4 * BN_VECTOR) {
+        memset(tile, 0, 4 * BN_VECTOR);
+    }
+}
+
+/* The tiles of codes of a strip, unpacked in order, column after column of each chunk. */
+typedef struct {
+    const bn_dot_args *a;
+    bn_place at; /* the chunk that is unpacked next */
+    size_t from, depth;
+    uint8_t *tiles; /* (BN_RING, BN_COLUMNS, BN_TILE) */
+    size_t turn;    /* where in the ring that chunk goes */
+} bn_codes;
+
+BN_INLINE void bn_unpack_column(const bn_codes *c, size_t column, const int bits)
+{
+    const size_t stride = c->a->panels * bn_step_bytes(bits);
+    const size_t steps = bn_chunk_steps(&c->at, c->depth);
+    const uint8_t *panel =
+        c->a->panel + c->at.step * stride + (c->from + column) * bn_step_bytes(bits);
+    uint8_t *tile = c->tiles + (c->turn * BN_COLUMNS + column) * BN_TILE;
+
+    if (c->at.step == c->a->steps) {
+        return;
+    }
+    if (steps == BN_DEPTH) {
+        bn_unpack(panel, stride, BN_DEPTH, BN_DEPTH, tile, bits);
+    } else {
+        bn_unpack(panel, stride, steps, c->depth, tile, bits);
+    }
+}
+
+static inline void bn_next_chunk(bn_codes *c)
+{
+    if (c->at.step < c->a->steps) {
+        bn_advance(c->a, &c->at, bn_chunk_steps(&c->at, c->depth));
+    }
+    c->turn = c->turn + 1 == BN_RING ? 0 : c->turn + 1;
+}
+
+/* The activations of a chunk: where they lie, or copied if fewer than `depth` steps are left. */
+typedef struct {
+    const int8_t *q;
+    size_t stride;
+} bn_activations;
+
+static inline bn_activations bn_find_activations(const bn_dot_args *a, const bn_place *at, size_t row,
+                                           size_t rows, size_t depth, int8_t *copy)
+{
+    const size_t steps = bn_chunk_steps(at, depth);
+    const int8_t *q = a->q + row * a->q_stride + at->step * BN_STEP;
+
+    if (steps == depth) {
+        return (bn_activations){q, a->q_stride};
+    }
+    for (size_t i = 0; i < rows; i++) {
+        const __mmask64 real = (UINT64_C(1) << steps * BN_STEP) - 1;
+        _mm512_store_si512(copy + i * BN_VECTOR, _mm512_maskz_loadu_epi8(real, q + i * a->q_stride));
+    }
+    return (bn_activations){copy, BN_VECTOR};
+}
+
+/* One chunk of 17 to 32 rows x up to 32 outputs: sums 0 1 above 2 3. */
+BN_INLINE void bn_multiply_tall(bn_activations x, const uint8_t *tiles, const bn_codes *next, size_t columns,
+                               const int bits)
+{
+    BN_LOAD_TILE(4, x.q, x.stride);
+    BN_LOAD_TILE(5, x.q + BN_ROWS * x.stride, x.stride);
+    BN_LOAD_TILE(6, tiles, BN_VECTOR);
+    _tile_dpbsud(0, 4, 6);
+    bn_unpack_column(next, 0, bits);
+    _tile_dpbsud(2, 5, 6);
+    if (columns == 2) {
+        BN_LOAD_TILE(7, tiles + BN_TILE, BN_VECTOR);
+        _tile_dpbsud(1, 4, 7);
+        bn_unpack_column(next, 1, bits);
+        _tile_dpbsud(3, 5, 7);
+    }
+}
+
+/* One chunk of up to 16 rows x up to 64 outputs: sums 0 1 2 3 side by side. */
+BN_INLINE void bn_multiply_flat(bn_activations x, const uint8_t *tiles, const bn_codes *next, size_t columns,
+                               const int bits)
+{
+    BN_LOAD_TILE(4, x.q, x.stride);
+    BN_LOAD_TILE(6, tiles, BN_VECTOR);
+    _tile_dpbsud(0, 4, 6);
+    bn_unpack_column(next, 0, bits);
+    if (columns > 1) {
+        BN_LOAD_TILE(7, tiles + BN_TILE, BN_VECTOR);
+        _tile_dpbsud(1, 4, 7);
+        bn_unpack_column(next, 1, bits);
+    }
+    if (columns > 2) {
+        BN_LOAD_TILE(6, tiles + 2 * BN_TILE, BN_VECTOR);
+        _tile_dpbsud(2, 4, 6);
+        bn_unpack_column(next, 2, bits);
+    }
+    if (columns > 3) {
+        BN_LOAD_TILE(7, tiles + 3 * BN_TILE, BN_VECTOR);
+        _tile_dpbsud(3, 4, 7);
+        bn_unpack_column(next, 3, bits);
+    }
+}
+
+/* A group's sums to acc (rows, groups, 64). */
+BN_INLINE void bn_store_sums(int32_t *acc, size_t stride, size_t columns, const int tall)
+{
+    int32_t *below = acc + BN_ROWS * stride / sizeof *acc;
+
+    BN_STORE_TILE(0, acc, stride);
+    if (columns > 1) {
+        BN_STORE_TILE(1, acc + BN_PANEL, stride);
+    }
+    if (tall) {
+        BN_STORE_TILE(2, below, stride);
+    } else if (columns > 2) {
+        BN_STORE_TILE(2, acc + 2 * BN_PANEL, stride);
+    }
+    if (tall && columns > 1) {
+        BN_STORE_TILE(3, below + BN_PANEL, stride);
+    } else if (columns > 3) {
+        BN_STORE_TILE(3, acc + 3 * BN_PANEL, stride);
+    }
+}
+
+/* All groups of 5 to 32 rows for some of the columns that stand side by side. */
+BN_INLINE void bn_multiply(const bn_dot_args *a, size_t row, size_t rows, size_t from, size_t columns,
+                        size_t depth, const int tall, const int bits)
+{
+    const size_t acc_stride = ((a->steps - 1) / a->group_steps + 1) * BN_SUPER;
+    int32_t *acc = a->acc + row * acc_stride + from * BN_PANEL;
+    _Alignas(64) uint8_t tiles[BN_RING * BN_COLUMNS * BN_TILE];
+    _Alignas(64) int8_t copy[2 * BN_ROWS * BN_VECTOR];
+    bn_codes next = {a, bn_first_place(a), from, depth, tiles, 0};
+    bn_place here = bn_first_place(a);
+    size_t turn = 0;
+
+    for (int i = 0; i < BN_AHEAD; i++) {
+        for (size_t column = 0; column < columns; column++) {
+            bn_unpack_column(&next, column, bits);
+        }
+        bn_next_chunk(&next);
+    }
+    while (here.step < a->steps) {
+        const size_t group_end = here.group_end;
+
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+        while (here.step < group_end) {
+            const bn_activations x = bn_find_activations(a, &here, row, rows, depth, copy);
+            if (tall) {
+                bn_multiply_tall(x, tiles + turn * BN_COLUMNS * BN_TILE, &next, columns, bits);
+            } else {
+                bn_multiply_flat(x, tiles + turn * BN_COLUMNS * BN_TILE, &next, columns, bits);
+            }
+            bn_advance(a, &here, bn_chunk_steps(&here, depth));
+            bn_next_chunk(&next);
+            turn = turn + 1 == BN_RING ? 0 : turn + 1;
+        }
+        bn_store_sums(acc, acc_stride * sizeof *acc, columns, tall);
+        acc += BN_SUPER;
+    }
+}
+
+/* few is the same with AVX512-VNNI. */
+BN_INLINE void bn_dot_amx(const bn_dot_args *a, const int bits, bn_dot_fn *few)
+{
+    const size_t depth = bn_smaller(BN_DEPTH, bn_smaller(a->group_steps, a->steps));
+    bn_dot_args rest = *a;
+    size_t row = 0;
+
+    while (a->rows - row >= BN_FEW) {
+        const size_t rows = bn_smaller(2 * BN_ROWS, a->rows - row);
+        const bn_tile_config config = bn_configure(rows, depth);
+
+        bn_set_tiles(&config);
+        if (rows <= BN_ROWS) {
+            bn_multiply(a, row, rows, 0, a->panels, depth, 0, bits);
+        } else {
+            for (size_t from = 0; from < a->panels; from += 2) {
+                bn_multiply(a, row, rows, from, bn_smaller(2, a->panels - from), depth, 1, bits);
+            }
+        }
+        row += rows;
+    }
+    if (row < a->rows) {
+        rest.q += row * a->q_stride;
+        rest.acc += row * ((a->steps - 1) / a->group_steps + 1) * BN_SUPER;
+        rest.rows -= row;
+        few(&rest);
+    }
+}
+
+#endif

@@ -1,0 +1,211 @@
+"""Write a decoder as an ONNX model for text generation, with packed layers and a cache of keys and values.
+
+Inputs and outputs have the names and shapes that onnxruntime-genai expects, and its attention op,
+GroupQueryAttention, which also turns queries and keys by their positions, and appends to the cache in place
+when past and present are one buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from onnx_bitnet.decoder.architecture import Architecture
+from onnx_bitnet.decoder.datafile import DataFile
+from onnx_bitnet.decoder.graph import CONTRIB, Graph
+from onnx_bitnet.decoder.source import Source, fuse
+from onnx_bitnet.decoder.tokens import Tokens
+from onnx_bitnet.quantize import Quantized
+
+Progress = Callable[[int, int, str], None]
+_FLOAT, _INT64, _INT32 = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.INT32
+
+
+@dataclass(frozen=True)
+class Options:
+    """What can be chosen about a decoder that its checkpoint does not say.
+
+    Args:
+        head: `float`, `int8` or `int4`: how the last layer is stored and computed.
+        embedding: the same for the first, which costs no time, only room.
+        format: of packed weights, see formats.py.
+        all_logits: give the logits of every position, for perplexity; else of the last one alone.
+    """
+
+    head: str = "int8"
+    embedding: str = "float"
+    format: str = "i2s"
+    all_logits: bool = False
+
+
+@dataclass(frozen=True)
+class _Positions:
+    """What attention needs to know of where the tokens stand."""
+
+    last: ir.Value
+    total: ir.Value
+    cosines: ir.Value
+    sines: ir.Value
+
+
+def write_model(
+    path: Path,
+    architecture: Architecture,
+    source: Source,
+    options: Options,
+    progress: Progress | None = None,
+) -> None:
+    """Write the model at `path` and its weights beside it in `<path>.data`.
+
+    Weights are written as they are read, so memory holds those of one layer at a time.
+    """
+    with path.with_name(path.name + ".data").open("wb") as file:
+        builder = _Builder(architecture, source, options, Graph(DataFile(file)))
+        model = builder.build(progress or (lambda *_: None))
+    ir.save(model, path, format="protobuf")
+
+
+class _Builder:
+    """The parts of one decoder; methods follow the modules of transformers, whose names nodes carry."""
+
+    def __init__(self, of: Architecture, source: Source, options: Options, graph: Graph) -> None:
+        self.of, self.source, self.options, self.graph = of, source, options, graph
+
+    def build(self, progress: Progress) -> ir.Model:
+        of, graph = self.of, self.graph
+        tokens = Tokens(graph, self.source, of, (self.options.embedding, self.options.head))
+        ids = graph.input("input_ids", _INT64, ["batch", "sequence"])
+        positions = self._positions()
+        progress(0, of.layers + 2, "embedding")
+        residual = tokens.embed(ids)
+        x = self._norm(residual, "model.layers.0.input_layernorm", of.hidden)
+        for index in range(of.layers):
+            progress(index + 1, of.layers + 2, f"layer {index}")
+            after = f"model.layers.{index + 1}.input_layernorm" if index + 1 < of.layers else "model.norm"
+            x, residual = self._layer(index, x, residual, positions, after)
+        progress(of.layers + 1, of.layers + 2, "head")
+        if not self.options.all_logits:
+            (x,) = graph.op(
+                "Slice", x, graph.integers(-1), graph.integers(2**31), graph.integers(1), name="last"
+            )
+        logits = tokens.logits(x)
+        graph.output(logits, _FLOAT, ["batch", "sequence" if self.options.all_logits else 1, of.vocabulary])
+        graph.outputs.insert(0, graph.outputs.pop())
+        progress(of.layers + 2, of.layers + 2, "")
+        return graph.model(of.name, {})
+
+    def _positions(self) -> _Positions:
+        graph, of = self.graph, self.of
+        mask = graph.input("attention_mask", _INT64, ["batch", "total"])
+        (count,) = graph.op("ReduceSum", mask, graph.integers(1), name="mask.sum", keepdims=0)
+        (last,) = graph.op("Sub", count, graph.integers(1), name="mask.last")
+        (last,) = graph.op("Cast", last, name="seqlens_k", to=_INT32)
+        (shape,) = graph.op("Shape", mask, name="mask.shape", start=1, end=2)
+        (total,) = graph.op("Squeeze", shape, name="mask.total")
+        (total,) = graph.op("Cast", total, name="total_sequence_length", to=_INT32)
+        cosines, sines = of.rope.tables(of.head_size, of.positions)
+        return _Positions(
+            last, total, graph.constant("rope.cosines", cosines), graph.constant("rope.sines", sines)
+        )
+
+    def _layer(
+        self, index: int, x: ir.Value, residual: ir.Value, positions: _Positions, after: str
+    ) -> tuple[ir.Value, ir.Value]:
+        """Return the next layer's normalized input, and the residual stream."""
+        name = f"model.layers.{index}"
+        x = self._attention(index, x, positions)
+        x, residual = self._add_norm(residual, x, f"{name}.post_attention_layernorm")
+        return self._add_norm(residual, self._feed_forward(f"{name}.mlp", x), after)
+
+    def _attention(self, index: int, x: ir.Value, positions: _Positions) -> ir.Value:
+        of, graph, name = self.of, self.graph, f"model.layers.{index}.self_attn"
+        sizes = {"q": of.heads, "k": of.kv_heads, "v": of.kv_heads}
+        widths = {f"{name}.{part}_proj": heads * of.head_size for part, heads in sizes.items()}
+        qkv = self._linears(x, widths, f"{name}.qkv_proj", of.hidden)
+        cache = [
+            graph.input(
+                f"past_key_values.{index}.{part}", _FLOAT, ["batch", of.kv_heads, "past", of.head_size]
+            )
+            for part in ("key", "value")
+        ]
+        x, *present = graph.op(
+            "GroupQueryAttention",
+            *(qkv if len(qkv) == 3 else (qkv[0], None, None)),
+            *cache,
+            positions.last,
+            positions.total,
+            positions.cosines,
+            positions.sines,
+            name=name,
+            outputs=["", f"present.{index}.key", f"present.{index}.value"],
+            domain=CONTRIB,
+            num_heads=of.heads,
+            kv_num_heads=of.kv_heads,
+            do_rotary=1,
+        )
+        for value in present:
+            graph.output(value, _FLOAT, ["batch", of.kv_heads, "total", of.head_size])
+        if of.sub_norms:
+            x = self._norm(x, f"{name}.attn_sub_norm", of.heads * of.head_size)
+        return self._linear(x, f"{name}.o_proj", of.hidden, of.heads * of.head_size)
+
+    def _feed_forward(self, name: str, x: ir.Value) -> ir.Value:
+        of, graph = self.of, self.graph
+        gate = self._linear(x, f"{name}.gate_proj", of.ffn, of.hidden)
+        up = self._linear(x, f"{name}.up_proj", of.ffn, of.hidden)
+        if of.activation == "relu2":
+            (positive,) = graph.op("Relu", gate, name=f"{name}.relu")
+            (gate,) = graph.op("Mul", positive, positive, name=f"{name}.square")
+        else:
+            (gate,) = graph.op("QuickGelu", gate, name=f"{name}.silu", domain=CONTRIB, alpha=1.0)
+        (x,) = graph.op("Mul", gate, up, name=f"{name}.gated")
+        if of.sub_norms:
+            x = self._norm(x, f"{name}.ffn_sub_norm", of.ffn)
+        return self._linear(x, f"{name}.down_proj", of.hidden, of.ffn)
+
+    def _linears(self, x: ir.Value, widths: dict[str, int], name: str, k: int) -> tuple[ir.Value, ...]:
+        """Add layers that read the same x: as one, unless each has a norm of its own before it."""
+        if self.of.input_epsilon is not None:
+            return tuple(self._linear(x, module, n, k) for module, n in widths.items())
+        weights = [self.source.linear(module, n, k) for module, n in widths.items()]
+        return (self._packed(x, fuse(weights), name),)
+
+    def _linear(self, x: ir.Value, module: str, n: int, k: int) -> ir.Value:
+        if self.of.input_epsilon is not None:
+            x = self._norm(x, f"{module}.rms_norm", k, self.of.input_epsilon)
+        return self._packed(x, self.source.linear(module, n, k), module)
+
+    def _packed(self, x: ir.Value, weight: Quantized, name: str) -> ir.Value:
+        return self.graph.packed(x, weight.to(self.options.format), name, self.of.activation_bits)
+
+    def _norm(self, x: ir.Value, module: str, size: int, epsilon: float | None = None) -> ir.Value:
+        """Add RMSNorm, under the name that onnxruntime has had for it in all versions."""
+        (y,) = self.graph.op(
+            "SimplifiedLayerNormalization",
+            x,
+            self._gains(module, size),
+            name=module,
+            axis=-1,
+            epsilon=self.of.epsilon if epsilon is None else epsilon,
+        )
+        return y
+
+    def _add_norm(self, residual: ir.Value, x: ir.Value, module: str) -> tuple[ir.Value, ir.Value]:
+        """Return the normalized sum, and the sum."""
+        y, _, _, total = self.graph.op(
+            "SkipSimplifiedLayerNormalization",
+            residual,
+            x,
+            self._gains(module, self.of.hidden),
+            name=module,
+            outputs=["", "-", "-", f"{module}.sum"],
+            domain=CONTRIB,
+            epsilon=self.of.epsilon,
+        )
+        return y, total
+
+    def _gains(self, module: str, size: int) -> ir.Value:
+        return self.graph.constant(f"{module}.weight", self.source.norm(module, size))

@@ -1,0 +1,64 @@
+"""The file of a model's large tensors, written as they are made: none of them is ever held as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+PAGE = 4096
+_TYPES = {
+    np.dtype(np.float32): ir.DataType.FLOAT,
+    np.dtype(np.float16): ir.DataType.FLOAT16,
+    np.dtype(ml_dtypes.bfloat16): ir.DataType.BFLOAT16,
+    np.dtype(np.uint8): ir.DataType.UINT8,
+}
+
+
+class DataFile:
+    """Appends tensors to the data file of a model, each from a page boundary on, so that it can be mapped.
+
+    Args:
+        file: opened for writing; its folder is the model's.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._path = Path(file.name)
+
+    def add(self, name: str, shape: tuple[int, ...], parts: Iterable[np.ndarray]) -> ir.TensorProtocol:
+        """Write a tensor that comes in parts, in order, and return what refers to it.
+
+        Tensors below a page stay in memory, and so in the model file.
+
+        Args:
+            name: of the tensor.
+            shape: of the whole.
+            parts: arrays of one type that make up the whole when their bytes are joined; at least one.
+        """
+        parts = iter(parts)
+        first = np.ascontiguousarray(next(parts))
+        size = int(np.prod(shape)) * first.itemsize
+        if size < PAGE:
+            rest = [first.reshape(-1), *(part.reshape(-1) for part in parts)]
+            return ir.tensor(np.concatenate(rest).reshape(shape), name=name)
+        offset = -(-self._file.tell() // PAGE) * PAGE
+        self._file.seek(offset)
+        self._file.write(first.view(np.uint8).data)
+        for part in parts:
+            self._file.write(np.ascontiguousarray(part).view(np.uint8).data)
+        written = self._file.tell() - offset
+        assert written == size, f"{name}: {written} bytes written, {size} meant"
+        return ir.ExternalTensor(
+            self._path.name,
+            offset,
+            size,
+            _TYPES[first.dtype],
+            shape=ir.Shape(shape),
+            name=name,
+            base_dir=str(self._path.parent),
+        )

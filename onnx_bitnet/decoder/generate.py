@@ -1,0 +1,224 @@
+"""Generate text with plain onnxruntime: a loop over tokens with a cache that never moves."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnx_bitnet import runtime
+from onnx_bitnet.decoder.sampling import Sampling
+from onnx_bitnet.errors import DataError, ModelError, one_line
+
+CONFIG = "genai_config.json"
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+@dataclass
+class Times:
+    """How long a text took.
+
+    Args:
+        prompt_tokens: tokens of the prompt.
+        prompt_seconds: time until the first new token.
+        tokens: tokens generated after the first.
+        seconds: their time.
+    """
+
+    prompt_tokens: int = 0
+    prompt_seconds: float = 0.0
+    tokens: int = 0
+    seconds: float = 0.0
+
+    @property
+    def prompt_speed(self) -> float:
+        """Tokens of the prompt per second."""
+        return self.prompt_tokens / self.prompt_seconds if self.prompt_seconds else 0.0
+
+    @property
+    def speed(self) -> float:
+        """Generated tokens per second."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    def summary(self) -> str:
+        """Say both in a line."""
+        return (
+            f"prompt: {self.prompt_tokens} tokens, {self.prompt_speed:.1f} tokens/s; "
+            f"generated: {self.tokens + 1} tokens, {self.speed:.1f} tokens/s"
+        )
+
+
+class Generator:
+    """A decoder with its session and, if it has one, its tokenizer.
+
+    Args:
+        path: a folder as `build` or the builder of onnxruntime-genai writes it, or the .onnx file in it.
+        threads: for onnxruntime; 0 lets it choose.
+
+    Raises:
+        ModelError: there is no such model, or its genai_config.json is missing or describes no decoder.
+        RuntimeMissing: see session.
+    """
+
+    def __init__(self, path: str | Path, threads: int = 0) -> None:
+        path = Path(path)
+        self.folder = path if path.is_dir() else path.parent
+        self._config = _read_config(self.folder / CONFIG)
+        decoder = self._config["decoder"]
+        self.session = runtime.session(
+            self.folder / decoder["filename"] if path.is_dir() else path, threads=threads
+        )
+        self._inputs, self._outputs = decoder["inputs"], decoder["outputs"]
+        self._heads = decoder["num_key_value_heads"], decoder["head_size"]
+        self._layers = range(decoder["num_hidden_layers"])
+        eos = self._config.get("eos_token_id", [])
+        self._eos = set(eos if isinstance(eos, list) else [eos])
+        self._context = int(self._config["context_length"])
+        self.times = Times()
+
+    def text(self, prompt: str, count: int = 128, sampling: Sampling | None = None) -> Iterator[str]:
+        """Yield the continuation of a text, piece by piece.
+
+        Args:
+            prompt: text to begin with.
+            count: tokens to generate at most.
+            sampling: how to choose them; None takes the most likely one each time.
+
+        Raises:
+            ModelError: the model has no tokenizer, or the package `tokenizers` is missing.
+            DataError: the prompt is empty or too long.
+        """
+        tokenizer = self._tokenizer()
+        tokens: list[int] = []
+        whole = written = ""
+        for token in self.tokens(tokenizer.encode(prompt).ids, count, sampling):
+            tokens.append(token)
+            whole = tokenizer.decode(tokens)
+            if not whole.endswith(_REPLACEMENT):  # the rest of a character is still to come
+                yield whole[len(written) :]
+                written = whole
+        if whole != written:
+            yield whole[len(written) :]
+
+    def tokens(
+        self, prompt: Sequence[int], count: int = 128, sampling: Sampling | None = None
+    ) -> Iterator[int]:
+        """Yield the tokens that continue a prompt of tokens, until one that ends the text, which is left out.
+
+        Raises:
+            DataError: the prompt is empty, too long, or holds tokens that the model does not know.
+        """
+        sampling = sampling or Sampling()
+        self._check(prompt, count)
+        capacity = len(prompt) + count
+        step = _Step(self.session, self._cache(capacity), self._inputs, self._outputs)
+        rng, new, length = sampling.generator(), list(prompt), 0
+        self.times = Times(prompt_tokens=len(prompt))
+        for index in range(count):
+            start = time.perf_counter()
+            length += len(new)
+            new = [sampling.choose(step.logits(new, length), rng)]
+            seconds = time.perf_counter() - start
+            if index == 0:
+                self.times.prompt_seconds = seconds
+            else:
+                self.times.tokens += 1
+                self.times.seconds += seconds
+            if new[0] in self._eos:
+                return
+            yield new[0]
+
+    def _check(self, prompt: Sequence[int], count: int) -> None:
+        vocabulary = self._config["vocab_size"]
+        if not prompt:
+            raise DataError("the prompt is empty; give at least one token")
+        if min(prompt) < 0 or max(prompt) >= vocabulary:
+            raise DataError(f"the prompt holds tokens outside 0 to {vocabulary - 1}")
+        if len(prompt) + count > self._context:
+            raise DataError(
+                f"{len(prompt)} tokens of prompt and {count} new ones exceed the model's {self._context}"
+            )
+
+    def _cache(self, capacity: int) -> dict[str, tuple[str, np.ndarray]]:
+        """Return a zeroed buffer for each past input, and the output that goes to the same memory."""
+        heads, size = self._heads
+        return {
+            self._inputs[f"past_{part}_names"] % index: (
+                self._outputs[f"present_{part}_names"] % index,
+                np.zeros((1, heads, capacity, size), np.float32),
+            )
+            for index in self._layers
+            for part in ("key", "value")
+        }
+
+    def _tokenizer(self) -> Any:
+        path = self.folder / "tokenizer.json"
+        if not path.is_file():
+            raise ModelError(f"{path}: the model has no tokenizer; give tokens instead of text")
+        try:
+            import tokenizers
+        except ImportError:
+            raise ModelError(f"{path}: reading it needs a package: pip install 'onnx-bitnet[text]'") from None
+        try:
+            return tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing more specific
+            raise ModelError(f"{path}: not a tokenizer: {one_line(error)}") from None
+
+
+class _Step:
+    """Runs the model on new tokens; keys and values stay in their buffers."""
+
+    def __init__(
+        self,
+        session: Any,
+        cache: dict[str, tuple[str, np.ndarray]],
+        inputs: dict[str, str],
+        outputs: dict[str, str],
+    ) -> None:
+        self._ort = runtime.import_onnxruntime()
+        self._session, self._binding = session, session.io_binding()
+        self._cache = cache  # onnxruntime does not own this memory
+        self._inputs, self._logits = inputs, outputs["logits"]
+        self._wants = {value.name for value in session.get_inputs()}
+        for past, (present, buffer) in cache.items():
+            value = self._ort.OrtValue.ortvalue_from_numpy(buffer)
+            self._binding.bind_ortvalue_input(past, value)
+            self._binding.bind_ortvalue_output(present, value)
+
+    def logits(self, tokens: list[int], length: int) -> np.ndarray:
+        """Return the logits float32 (vocabulary,) after the last token; `length` counts all so far."""
+        feeds = {
+            "input_ids": np.array([tokens], np.int64),
+            "attention_mask": np.ones((1, length), np.int64),
+            "position_ids": np.arange(length - len(tokens), length)[None],
+        }
+        for name, array in feeds.items():
+            name = self._inputs.get(name, name)
+            if name in self._wants:
+                self._binding.bind_cpu_input(name, array)
+        self._binding.bind_output(self._logits)
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:
+            raise ModelError(f"the model fails: {runtime.ort_message(error)}") from error
+        logits: np.ndarray = self._binding.get_outputs()[-1].numpy()[0, -1]
+        return logits
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        model = json.loads(path.read_text())["model"]
+        decoder = model["decoder"]
+        for key in ("filename", "inputs", "outputs", "num_key_value_heads", "head_size", "num_hidden_layers"):
+            decoder[key]
+        model["context_length"], model["vocab_size"]
+    except FileNotFoundError:
+        raise ModelError(f"{path}: is missing; it says how the model is run, `build` writes it") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path}: does not describe a decoder: {one_line(error)}") from None
+    return dict(model)

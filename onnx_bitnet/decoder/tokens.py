@@ -1,0 +1,128 @@
+"""Embedding and head: from tokens to vectors and back, in float, 8 or 4 bits, by onnxruntime's own ops."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+from onnx_bitnet.decoder.architecture import Architecture
+from onnx_bitnet.decoder.graph import CONTRIB, Graph
+from onnx_bitnet.decoder.source import Source
+from onnx_bitnet.errors import ModelError
+
+BITS = {"float": 0, "int8": 8, "int4": 4}
+_BLOCK = 32
+_EMBEDDING, _HEAD = "model.embed_tokens", "lm_head"
+_INT8_ACTIVATIONS = 4  # accuracy_level of MatMulNBits: the fastest, and as exact as 8-bit weights deserve
+
+
+class Tokens:
+    """The two matrices (vocabulary, hidden) of a decoder.
+
+    A float embedding keeps the type it has in the checkpoint, since only single rows of it are ever read;
+    a float head is float32, since onnxruntime multiplies nothing else. What is tied and of one type is
+    stored once.
+
+    Args:
+        graph: where they go.
+        source: of their values.
+        of: shapes, and whether the head is the embedding.
+        kinds: how embedding and head are stored, of BITS.
+    """
+
+    def __init__(self, graph: Graph, source: Source, of: Architecture, kinds: tuple[str, str]) -> None:
+        self._graph, self._source, self._shape = graph, source, (of.vocabulary, of.hidden)
+        self._module = _EMBEDDING if of.tied else _HEAD
+        self._kind, self._head = ("float32" if kind == "float" else kind for kind in kinds)
+        if kinds[0] == "float" and not (of.tied and kinds[1] == "float"):
+            self._kind = "float"
+        self._stored: dict[tuple[str, str], tuple[ir.Value, ...]] = {}
+
+    def embed(self, ids: ir.Value) -> ir.Value:
+        """Return the vectors float32 [..., hidden] of tokens."""
+        graph, kind, hidden = self._graph, self._kind, self._shape[1]
+        if kind.startswith("float"):
+            (x,) = graph.op("Gather", *self._store(_EMBEDDING, kind), ids, name=_EMBEDDING)
+            return graph.op("Cast", x, name=f"{_EMBEDDING}.float32", to=ir.DataType.FLOAT)[0]
+        codes, scales = self._store(_EMBEDDING, kind)
+        (blocks,) = graph.op(
+            "GatherBlockQuantized",
+            codes,
+            ids,
+            graph.op("Unsqueeze", scales, graph.integers(-1), name=f"{_EMBEDDING}.scales")[0],
+            name=_EMBEDDING,
+            domain=CONTRIB,
+            bits=BITS[kind],
+            block_size=_BLOCK,
+            gather_axis=0,
+            quantize_axis=2,
+        )
+        (x,) = graph.op("Reshape", blocks, graph.integers(0, 0, hidden), name=f"{_EMBEDDING}.rows")
+        return x
+
+    def logits(self, x: ir.Value) -> ir.Value:
+        """Return the logits float32 [..., vocabulary] of x [..., hidden]."""
+        kind, (vocabulary, hidden) = self._head, self._shape
+        if kind == "float32":
+            (matrix,) = self._store(self._module, kind)
+            (logits,) = self._graph.op(
+                "FusedMatMul", x, matrix, name=_HEAD, outputs=["logits"], domain=CONTRIB, transB=1
+            )
+            return logits
+        (logits,) = self._graph.op(
+            "MatMulNBits",
+            x,
+            *self._store(self._module, kind),
+            name=_HEAD,
+            outputs=["logits"],
+            domain=CONTRIB,
+            K=hidden,
+            N=vocabulary,
+            bits=BITS[kind],
+            block_size=_BLOCK,
+            accuracy_level=_INT8_ACTIVATIONS,
+        )
+        return logits
+
+    def _store(self, module: str, kind: str) -> tuple[ir.Value, ...]:
+        """Write a matrix once for each type: (n, k) as it is or in float32, or codes and scales of blocks."""
+        key = module, kind
+        if key not in self._stored:
+            self._stored[key] = self._written(module, kind)
+        return self._stored[key]
+
+    def _written(self, module: str, kind: str) -> tuple[ir.Value, ...]:
+        n, k = self._shape
+        parts = self._source.rows(module, n, k)
+        data, name = self._graph.data, f"{module}.{kind}"
+        if kind == "float":
+            return (self._graph.tensor(data.add(name, (n, k), parts)),)
+        parts = (part.astype(np.float32) for part in parts)
+        if kind == "float32":
+            return (self._graph.tensor(data.add(name, (n, k), parts)),)
+        if k % _BLOCK:
+            raise ModelError(f"{module}: {k} inputs are no multiple of {_BLOCK}, so it cannot be {kind}")
+        scales: list[np.ndarray] = []
+        shape = n, k // _BLOCK, _BLOCK * BITS[kind] // 8
+        codes = self._graph.tensor(data.add(name, shape, _quantized(parts, BITS[kind], scales)))
+        return codes, self._graph.tensor(data.add(f"{name}.scales", shape[:2], scales))
+
+
+def _quantized(parts: Iterator[np.ndarray], bits: int, scales: list[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yield codes uint8 (rows, blocks, bytes) as MatMulNBits wants them; append their scales (rows, blocks).
+
+    A value is scale * (code - 2^(bits-1)); the largest of a block has code 0. Two 4-bit codes are in a byte,
+    the first in the low bits.
+    """
+    zero = 1 << bits - 1
+    for part in parts:
+        blocks = part.reshape(len(part), -1, _BLOCK)
+        peak = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=-1, keepdims=True), axis=-1)
+        scale = peak / np.float32(-zero)
+        with np.errstate(divide="ignore", over="ignore"):
+            factor = np.where(scale == 0, 0, np.float32(1) / scale)
+        codes = np.clip(np.rint(blocks * factor) + zero, 0, 2 * zero - 1).astype(np.uint8)
+        scales.append(scale[..., 0])
+        yield codes if bits == 8 else codes[..., 0::2] | codes[..., 1::2] << 4

@@ -1,0 +1,94 @@
+"""An instruction set that computes wrong numbers is switched off with a warning: tried on a copy of the built
+libraries, in whose kernels some machine code is overwritten."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import onnx_bitnet
+from onnx_bitnet import _native
+
+RETURN = b"\xc3"  # x86-64: `ret`
+STRONGEST = _native.allowed_isas()[-1]
+
+RUN = """
+import numpy as np
+from onnxruntime import InferenceSession, SessionOptions
+from onnx_bitnet import doctor, runtime
+options = SessionOptions()
+runtime.register(options)
+for sample in doctor._samples():
+    for _ in range(2):
+        session = InferenceSession(doctor._model(sample), options, providers=["CPUExecutionProvider"])
+        assert np.array_equal(session.run(None, {"x": sample.x})[0], sample.expected)
+"""
+
+
+def overwrite(library: Path, function: str) -> None:
+    """Let a function of an ELF library return at once."""
+    symbols = subprocess.run(["nm", library], check=True, capture_output=True, text=True).stdout
+    found = re.search(rf"^(\w+) [tT] {function}$", symbols, re.M)
+    if found is None:
+        pytest.skip("the library is stripped")
+    sections = subprocess.run(["readelf", "-SW", library], check=True, capture_output=True, text=True).stdout
+    start, offset = re.findall(r" \.text +PROGBITS +(\w+) (\w+)", sections)[0]
+    code = bytearray(library.read_bytes())
+    code[int(found[1], 16) - int(start, 16) + int(offset, 16)] = RETURN[0]
+    library.write_bytes(code)
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the package, the dot of whose strongest instruction set does nothing."""
+    if sys.platform != "linux" or os.uname().machine != "x86_64":
+        pytest.skip("knows the machine code of x86-64 Linux alone")
+    if shutil.which("nm") is None or shutil.which("readelf") is None:
+        pytest.skip("needs nm and readelf")
+    if STRONGEST == "scalar":
+        pytest.skip("there is no other code than the scalar one")
+    folder = tmp_path_factory.mktemp("broken")
+    package = Path(onnx_bitnet.__path__[0])
+    shutil.copytree(package, folder / "onnx_bitnet", ignore=shutil.ignore_patterns("__pycache__"))
+    for library in (folder / "onnx_bitnet").glob("*.so"):
+        overwrite(library, f"bn_dot_i2s_{STRONGEST}")
+    return folder
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, check=False, env=environment, cwd=folder
+    )
+
+
+def test_all_is_well_here() -> None:
+    assert _native.wrong_isas() == []
+
+
+def test_a_session_warns_once_and_computes_right(broken: Path) -> None:
+    done = run(broken, "-c", RUN)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(f"the {STRONGEST} kernels give wrong results on this machine") == 1
+
+
+def test_the_listing_of_kernels_warns(broken: Path) -> None:
+    done = run(broken, "-m", "onnx_bitnet", "kernels")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(f"the {STRONGEST} kernels of onnx_bitnet give wrong results") == 1
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert ["dot", "i2s", STRONGEST, "yes"] in rows  # it runs here, and is not chosen
+    assert sum(row[:2] == ["dot", "i2s"] and row[4:] == ["yes"] for row in rows) == 1
+
+
+def test_doctor_says_what_is_wrong(broken: Path) -> None:
+    done = run(broken, "-m", "onnx_bitnet", "doctor")
+    assert done.returncode == 1
+    assert f"wrong results from {STRONGEST}" in " ".join(done.stdout.split())
+    assert "op in onnxruntime" in done.stdout
