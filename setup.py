@@ -22,18 +22,21 @@ LIBRARY_SUFFIX = {"Windows": ".dll", "Darwin": ".dylib"}.get(platform.system(), 
 MACHINE = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
 
 # By compiler family: flags for all of our C; flags for what Cython generates; what makes an unknown flag an
-# error in a probe; what replaces the flags of isa.inc, which are those of gcc and clang (the first key wins).
+# error in a probe; flags for the linker; what replaces the flags of isa.inc, which are those of gcc and clang
+# (the first key wins).
 COMPILERS = {
     "unix": {
         "flags": ["-O3", "-std=c11", "-fvisibility=hidden", "-ffp-contract=off"],
         "generated": ["-Wno-sign-compare"],
         "probe": ["-Werror"],
+        "link": ["-pthread"],
         "isa": {},
     },
     "msvc": {
         "flags": ["/O2", "/std:c11", "/fp:strict"],
         "generated": [],
         "probe": ["/options:strict"],
+        "link": [],
         "isa": {"-mavx512f": ["/arch:AVX512"], "-mavx2": ["/arch:AVX2"]},
     },
 }
@@ -63,7 +66,9 @@ class BuildExt(build_ext):
             extension.include_dirs += [str(EXT)]
             extension.extra_compile_args += family["generated"]
             extension.extra_objects += core + (ops if extension.name == LIBRARY else [])
-            extension.extra_link_args += [flag for flag in extra if flag.startswith("-fsanitize")]
+            extension.extra_link_args += family["link"] + [
+                flag for flag in extra if flag.startswith("-fsanitize")
+            ]
             extension.depends += [*extension.extra_objects, *self.headers(), str(stamp)]
         super().build_extensions()
 

@@ -66,11 +66,14 @@ typedef struct {
 } bn_actq_args;
 typedef void bn_actq_fn(const bn_actq_args *a);
 
-/* scale: y[row][output] += term * (factor[row] * scale[g][output]) for g in order, with
+/* scale: y[row][output] = before[row][output] + term * (factor[row] * scale[g][output]) for g in
+ * order, with
  *     term = (float)(sum of code * q - zero_point * sum of q)
  * from exact integers in double, and the product of the last two floats rounded before it is used.
  * With two parts (16-bit q) rows 2r and 2r + 1 of acc are the products with hi and lo:
- *     sum of code * q = 256 acc_hi + acc_lo + 128 * sum of code. */
+ *     sum of code * q = 256 acc_hi + acc_lo + 128 * sum of code.
+ * The last groups come with a bias: then y[row][output] = y[row][output] * rescale[row] + bias[output],
+ * with the product rounded before it is used. */
 typedef struct {
     const int32_t *acc;      /* (parts * rows, groups, 64) */
     const int64_t *sum;      /* (rows, sum_stride) of which (rows, groups) are used: sums of q */
@@ -79,8 +82,11 @@ typedef struct {
     const float *zero_point; /* (groups, 64), or NULL: */
     int32_t zero;            /* all are this, and sum((code - zero) q) fits 32 bits */
     const float *factor;     /* (rows) */
-    float *y;                /* (rows, 64), only 16 * panels of them are touched */
-    size_t rows, parts, groups, sum_stride, panels;
+    const float *before;     /* (rows, 64), may be y; NULL: zeros */
+    const float *bias;       /* (64), or NULL: more groups follow */
+    const float *rescale;    /* (rows), used with bias */
+    float *y;                /* (rows, y_stride) of which (rows, 16 * panels) are written */
+    size_t rows, parts, groups, sum_stride, y_stride, panels;
 } bn_scale_args;
 typedef void bn_scale_fn(const bn_scale_args *a);
 
@@ -177,6 +183,38 @@ typedef struct {
     size_t zeros;             /* out */
 } bn_compare_args;
 typedef void bn_compare_fn(bn_compare_args *a);
+
+/* panel: rows of i2s bytes, padded to whole steps, to a super-panel (layout.h).  Word `step` of row
+ * 16 p + i becomes word i of vector p of that step, its 4 x 4 matrix of fields transposed. */
+typedef struct {
+    const uint8_t *rows; /* (16 * panels, row_stride) bytes of which (16 * panels, 4 * steps) are used */
+    uint8_t *panel;      /* (steps, panels, 64) */
+    size_t row_stride, panels, steps;
+} bn_panel_args;
+typedef void bn_panel_fn(const bn_panel_args *a);
+
+static inline uint32_t bn_load_word(const uint8_t *from)
+{
+    return from[0] | (uint32_t)from[1] << 8 | (uint32_t)from[2] << 16 | (uint32_t)from[3] << 24;
+}
+
+static inline void bn_store_word(uint8_t *to, uint32_t w)
+{
+    to[0] = (uint8_t)w;
+    to[1] = (uint8_t)(w >> 8);
+    to[2] = (uint8_t)(w >> 16);
+    to[3] = (uint8_t)(w >> 24);
+}
+
+/* Field (row r, column c) of a 4 x 4 matrix of two-bit fields goes to (c, r): first the
+ * off-diagonal 1 x 1 fields of each 2 x 2 corner change places, then the off-diagonal corners. */
+static inline uint32_t bn_transpose_fields(uint32_t w)
+{
+    uint32_t swap = (w ^ (w >> 6)) & UINT32_C(0x00CC00CC);
+    w ^= swap ^ (swap << 6);
+    swap = (w ^ (w >> 12)) & UINT32_C(0x0000F0F0);
+    return w ^ swap ^ (swap << 12);
+}
 
 #define BN_KERNEL(op, format, isa) bn_##op##_fn bn_##op##_##format##_##isa;
 #include "kernels.inc"

@@ -4,6 +4,10 @@
 
 #include "kernel.h"
 #include "matmul.h"
+#include "share.h"
+
+/* What equal layers hold in common. */
+enum { BN_PANELS, BN_SCALE, BN_ZERO_POINT, BN_CODE_SUM, BN_BIAS, BN_TABLES };
 
 struct bn_matmul {
     size_t n, k, parts; /* parts: rows of int8 per row of activations; 0 for float ones */
@@ -11,12 +15,13 @@ struct bn_matmul {
     bn_groups groups;
     int bits, code_bits; /* of activations, and of codes in panels */
     float step;
-    uint8_t *panels;   /* planes of bn_panel_bytes each */
-    float *scale;      /* (planes, super-panels, groups, 64) */
-    float *zero_point; /* the same shape, or NULL: all are zero */
+    const uint8_t *panels;   /* planes of bn_panel_bytes each */
+    const float *scale;      /* (planes, super-panels, groups, 64) */
+    const float *zero_point; /* the same shape, or NULL: all are zero */
     int32_t zero;
-    int32_t *code_sum; /* the same shape, or NULL where parts < 2 */
-    float *bias;       /* (super-panels, 64) */
+    const int32_t *code_sum; /* the same shape, or NULL where parts < 2 */
+    const float *bias;       /* (super-panels, 64) */
+    bn_shared *held[BN_TABLES]; /* what these point into */
     size_t pace; /* rows that dot multiplies in the time of one with AVX512-VNNI */
     bn_dot_fn *dot;
     bn_tiles_fn *tiles;

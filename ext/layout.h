@@ -25,6 +25,8 @@
  *     w8, vector v       bits 7..0
  *     byte 4i + j        4v + j
  *
+ * A file with the layout `panel` holds those of 2 bits, its last super-panel filled up to 64 outputs.
+ *
  * Inputs that share a scale are a group.  Every group starts at a step: its inputs are padded to a
  * multiple of 16 with code 1 (0 in w4 and w8), and rows of activations are padded with the code of 0.0 in the same
  * places. */

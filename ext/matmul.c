@@ -4,7 +4,6 @@
 
 #include <float.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "cpu.h"
 #include "dispatch.h"
@@ -26,6 +25,9 @@ static const char *check(const bn_matmul_desc *d)
         (d->zero_point && d->zero_point_rows != 1 && d->zero_point_rows != d->n)) {
         return "scale and zero_point must have 1 or N rows";
     }
+    if (d->is_panels && d->block_size < d->k && d->block_size % BN_STEP != 0) {
+        return "block_size must be a multiple of 16 where the weight is panels";
+    }
     if (d->activation_bits != 8 && d->activation_bits != 16 && d->activation_bits != 32) {
         return "activation_bits must be 8, 16 or 32";
     }
@@ -44,23 +46,41 @@ static size_t table_size(const bn_matmul *layer)
     return bn_table_offset(layer, layer->planes, 0);
 }
 
+/* New memory for a table of the layer, or NULL. */
+static void *make(bn_matmul *layer, int table, size_t count, size_t size)
+{
+    layer->held[table] = count <= SIZE_MAX / 2 / size ? bn_shared_new(count * size) : NULL;
+    return bn_shared_bytes(layer->held[table]);
+}
+
 /* (planes, rows, groups), or NULL for ones, to (planes, super-panels, groups, 64); outputs past n
- * get 0. */
-static float *spread(const bn_matmul *layer, const float *from, size_t rows)
+ * get 0.  Returns 0 where there is no memory. */
+static int spread(bn_matmul *layer, int table, const float *from, size_t rows)
 {
     const size_t groups = layer->groups.count;
-    float *table = calloc(table_size(layer), sizeof *table);
+    float *to = make(layer, table, table_size(layer), sizeof *to);
 
-    for (size_t plane = 0; table && plane < layer->planes; plane++) {
-        for (size_t output = 0; output < layer->n; output++) {
+    for (size_t plane = 0; to && plane < layer->planes; plane++) {
+        for (size_t output = 0; output < bn_super_panels(layer->n) * BN_SUPER; output++) {
             const size_t at = (plane * rows + (rows == 1 ? 0 : output)) * groups;
-            float *to = table + bn_table_offset(layer, plane, output / BN_SUPER);
+            float *first = to + bn_table_offset(layer, plane, output / BN_SUPER) + output % BN_SUPER;
             for (size_t g = 0; g < groups; g++) {
-                to[g * BN_SUPER + output % BN_SUPER] = from ? from[at + g] : 1.0f;
+                first[g * BN_SUPER] = output >= layer->n ? 0.0f : from ? from[at + g] : 1.0f;
             }
         }
     }
-    return table;
+    return to != NULL;
+}
+
+static int copy_bias(bn_matmul *layer, const float *bias)
+{
+    const size_t count = bn_super_panels(layer->n) * BN_SUPER;
+    float *to = make(layer, BN_BIAS, count, sizeof *to);
+
+    for (size_t i = 0; to && i < count; i++) {
+        to[i] = bias && i < layer->n ? bias[i] : 0.0f;
+    }
+    return to != NULL;
 }
 
 /* One zero point for all needs no table where it is an integer, and the sums of (code - zero) q fit 32
@@ -89,20 +109,14 @@ static int has_one_zero_point(const bn_matmul *layer, const bn_matmul_desc *d)
 
 static const char *fill_tables(bn_matmul *layer, const bn_matmul_desc *d)
 {
-    layer->scale = spread(layer, d->scale, d->scale_rows);
-    layer->bias = calloc(bn_super_panels(d->n) * BN_SUPER, sizeof *layer->bias);
-    if (!layer->scale || !layer->bias) {
+    if (!spread(layer, BN_SCALE, d->scale, d->scale_rows) || !copy_bias(layer, d->bias)) {
         return no_memory;
-    }
-    if (d->bias) {
-        memcpy(layer->bias, d->bias, d->n * sizeof *d->bias);
     }
     if (has_one_zero_point(layer, d)) {
         layer->zero = d->zero_point ? (int32_t)d->zero_point[0] : 1;
         return NULL;
     }
-    layer->zero_point = spread(layer, d->zero_point, d->zero_point_rows);
-    return layer->zero_point ? NULL : no_memory;
+    return spread(layer, BN_ZERO_POINT, d->zero_point, d->zero_point_rows) ? NULL : no_memory;
 }
 
 /* The tables of merged planes are those of a layer of one plane. */
@@ -126,39 +140,98 @@ static const char *fill_merged_tables(bn_matmul *layer, const bn_matmul_desc *d,
     return reason;
 }
 
-static const char *fill_panels(bn_matmul *layer, const bn_matmul_desc *d, const bn_merge *merge)
+/* Bytes of a plane of the weight. */
+static size_t weight_bytes(const bn_matmul_desc *d, const bn_groups *groups)
 {
-    const size_t plane_bytes = bn_panel_bytes(d->n, &layer->groups, layer->code_bits);
-    const size_t weight_bytes = d->n * bn_formats[d->format].row_bytes(d->k);
-
-    layer->panels = bn_panel_alloc(layer->planes * plane_bytes);
-    if (layer->parts == 2) {
-        layer->code_sum = malloc(table_size(layer) * sizeof *layer->code_sum);
-    }
-    if (!layer->panels || (layer->parts == 2 && !layer->code_sum)) {
-        return no_memory;
-    }
-    if (layer->code_bits != 2) {
-        return bn_merge_build(merge, d->format, d->weight, d->n, &layer->groups, layer->panels,
-                              layer->code_sum);
-    }
-    for (size_t plane = 0; plane < d->planes; plane++) {
-        const char *reason = bn_panel_build(
-            d->format, d->weight + plane * weight_bytes, d->n, &layer->groups,
-            layer->panels + plane * plane_bytes,
-            layer->code_sum ? layer->code_sum + bn_table_offset(layer, plane, 0) : NULL);
-        if (reason) {
-            return reason;
-        }
-    }
-    return NULL;
+    return d->is_panels ? bn_panel_bytes(bn_round_up(d->n, BN_SUPER), groups, 2)
+                        : d->n * bn_formats[d->format].row_bytes(d->k);
 }
 
-static const char *fill(bn_matmul *layer, const bn_matmul_desc *d, const bn_merge *merge)
+static bn_panel_source plane_of(const bn_matmul *layer, const bn_matmul_desc *d, uint32_t isas,
+                                size_t plane)
+{
+    return (bn_panel_source){
+        .format = d->format,
+        .is_panels = d->is_panels,
+        .weight = d->weight + plane * weight_bytes(d, &layer->groups),
+        .n = d->n,
+        .groups = layer->groups,
+        .isas = isas,
+        .threads = d->threads,
+    };
+}
+
+/* Panels of merged planes.  Where the weight is panels, they become rows first. */
+static const char *merge_panels(const bn_matmul *layer, const bn_matmul_desc *d, const bn_merge *merge,
+                                uint8_t *panels, int32_t *code_sum)
+{
+    const size_t rows_bytes = d->n * bn_row_bytes(d->k);
+    uint8_t *rows = d->is_panels ? malloc(d->planes * rows_bytes) : NULL;
+    const char *reason = d->is_panels && !rows ? no_memory : NULL;
+
+    for (size_t plane = 0; rows && !reason && plane < d->planes; plane++) {
+        const bn_panel_source source = plane_of(layer, d, 0, plane);
+        reason = bn_panel_rows(&source, rows + plane * rows_bytes);
+    }
+    if (!reason) {
+        reason = bn_merge_build(merge, d->format, rows ? rows : d->weight, d->n, &layer->groups, panels,
+                                code_sum);
+    }
+    free(rows);
+    return reason;
+}
+
+/* The panels of all planes: made, or where they are in the file. */
+static const char *fill_panels(bn_matmul *layer, const bn_matmul_desc *d, const bn_merge *merge,
+                               uint32_t isas)
+{
+    const size_t plane_bytes = bn_panel_bytes(d->n, &layer->groups, layer->code_bits);
+    const bn_panel_source first = plane_of(layer, d, isas, 0);
+    const int in_place = layer->code_bits == 2 && bn_panel_serves(&first);
+    uint8_t *panels = in_place ? NULL : make(layer, BN_PANELS, layer->planes, plane_bytes);
+    int32_t *code_sum = NULL;
+    const char *reason = NULL;
+
+    if (layer->parts == 2) {
+        code_sum = make(layer, BN_CODE_SUM, table_size(layer), sizeof *code_sum);
+    }
+    if ((!in_place && !panels) || (layer->parts == 2 && !code_sum)) {
+        return no_memory;
+    }
+    layer->panels = in_place ? d->weight : panels;
+    if (layer->code_bits != 2) {
+        return merge_panels(layer, d, merge, panels, code_sum);
+    }
+    for (size_t plane = 0; !reason && plane < d->planes; plane++) {
+        const bn_panel_source source = plane_of(layer, d, isas, plane);
+        reason = bn_panel_build(&source, panels ? panels + plane * plane_bytes : NULL,
+                                code_sum ? code_sum + bn_table_offset(layer, plane, 0) : NULL);
+    }
+    return reason;
+}
+
+static const char *fill(bn_matmul *layer, const bn_matmul_desc *d, const bn_merge *merge, uint32_t isas)
 {
     const char *reason = layer->code_bits == 2 ? fill_tables(layer, d)
                                                : fill_merged_tables(layer, d, merge);
-    return reason ? reason : fill_panels(layer, d, merge);
+    return reason ? reason : fill_panels(layer, d, merge, isas);
+}
+
+/* From here on nothing of the layer is written, and equal layers hold the same. */
+static void share(bn_matmul *layer)
+{
+    for (int table = 0; table < BN_TABLES; table++) {
+        if (layer->held[table]) {
+            layer->held[table] = bn_share(layer->held[table]);
+        }
+    }
+    if (layer->held[BN_PANELS]) {
+        layer->panels = bn_shared_bytes(layer->held[BN_PANELS]);
+    }
+    layer->scale = bn_shared_bytes(layer->held[BN_SCALE]);
+    layer->zero_point = bn_shared_bytes(layer->held[BN_ZERO_POINT]);
+    layer->code_sum = bn_shared_bytes(layer->held[BN_CODE_SUM]);
+    layer->bias = bn_shared_bytes(layer->held[BN_BIAS]);
 }
 
 /* AMX is at 2500 products per ns with many rows, where VNNI is at 500; where neither is here, tasks
@@ -205,11 +278,12 @@ const char *bn_matmul_create(const bn_matmul_desc *desc, uint32_t isas, bn_matmu
     layer->widen = (bn_widen_fn *)find("widen", "f16", isas);
     layer->narrow = (bn_narrow_fn *)find("narrow", "f16", isas);
 
-    reason = fill(layer, desc, &merge);
+    reason = fill(layer, desc, &merge, isas);
     if (reason) {
         bn_matmul_destroy(layer);
         return reason;
     }
+    share(layer);
     *out = layer;
     return NULL;
 }
@@ -219,10 +293,8 @@ void bn_matmul_destroy(bn_matmul *layer)
     if (!layer) {
         return;
     }
-    bn_panel_free(layer->panels);
-    free(layer->scale);
-    free(layer->zero_point);
-    free(layer->code_sum);
-    free(layer->bias);
+    for (int table = 0; table < BN_TABLES; table++) {
+        bn_shared_release(layer->held[table]);
+    }
     free(layer);
 }

@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "formats.h"
+#include "parallel.h"
 
 typedef struct bn_matmul bn_matmul;
 
@@ -19,7 +20,9 @@ typedef struct {
     size_t planes;             /* 1 to 4 */
     size_t block_size;         /* inputs that share a scale; 0 means all of k */
     bn_format format;          /* of the weight */
-    const uint8_t *weight;     /* (planes, n, row_bytes) canonical bytes, see formats.h */
+    bool is_panels;            /* the weight is panels, see panel.h; blocks are multiples of 16 then */
+    const uint8_t *weight;     /* (planes, n, row_bytes) canonical bytes, see formats.h, or planes of
+                                  panels, which may be read in place and must outlive the layer */
     const float *scale;        /* (planes, scale_rows, ceil(k / block_size)) */
     const float *zero_point;   /* (planes, zero_point_rows, the same), or NULL: all are 1 */
     size_t scale_rows;         /* n, or 1 when all outputs share their scales */
@@ -27,13 +30,10 @@ typedef struct {
     const float *bias;         /* (n), or NULL for none */
     int activation_bits;       /* 8, 16, or 32 for float activations */
     float activation_scale;    /* step of static quantization; 0 means dynamic, per row */
+    bn_threads threads;        /* that share the work of making the layer */
 } bn_matmul_desc;
 
-/* Runs task(arg, 0) .. task(arg, count - 1), each exactly once, in any order and on any threads. */
-typedef void bn_parallel_for(void *context, void (*task)(void *arg, size_t index), size_t count,
-                             void *arg);
-
-/* Copies what it needs from desc, so its pointers may be freed afterwards.  isas is the set of
+/* Copies what it needs from desc, so its pointers (but panels) may be freed afterwards.  isas is the set of
  * instruction sets that may be used (cpu.h).  Returns NULL, or the reason why the layer is refused. */
 const char *bn_matmul_create(const bn_matmul_desc *desc, uint32_t isas, bn_matmul **layer);
 

@@ -135,8 +135,12 @@ const char *bn_merge_build(const bn_merge *merge, bn_format format, const uint8_
     const size_t row_bytes = bn_formats[format].row_bytes(k);
     const size_t outputs = bn_round_up(n, BN_PANEL);
     uint8_t *merged = malloc(2 * k);
+    const size_t sums = code_sum ? bn_super_panels(n) * groups->count * BN_SUPER : 0;
     const char *reason = merged ? NULL : "out of memory for the packed weights";
 
+    for (size_t i = 0; i < sums; i++) { /* those past the last panel, too */
+        code_sum[i] = 0;
+    }
     for (size_t output = 0; !reason && output < outputs; output++) {
         const size_t super = output / BN_SUPER, lane = output % BN_SUPER;
         const size_t step_bytes = bn_step_bytes(merge->bits);

@@ -122,11 +122,24 @@ static place locate(const bn_matmul *layer, const block *b)
     return p;
 }
 
+/* Are the rows of y that a block makes 16 outputs at a time all in the caller's matrix? */
+static int fits(const call *c, const block *b)
+{
+    const size_t left = c->layer->n - b->super * BN_SUPER;
+    return c->type == BN_FLOAT32 && (left >= BN_SUPER || left % BN_PANEL == 0);
+}
+
+/* What a block adds to y; what the last one adds, with the bias, goes to the caller's matrix if it
+ * fits. */
 static void add_integer(const call *c, const block *b, float *y)
 {
     const bn_matmul *layer = c->layer;
     const bn_groups *g = &layer->groups;
     const place p = locate(layer, b);
+    const size_t first = b->super * BN_SUPER;
+    const int is_first = b->plane == 0 && b->group == 0;
+    const int is_last = b->plane + 1 == layer->planes && b->group + b->groups == g->count;
+    const int is_direct = is_last && fits(c, b);
     float ones[ROW_BLOCK];
     int32_t acc[ACC_BLOCKS * BN_SUPER];
 
@@ -151,7 +164,11 @@ static void add_integer(const call *c, const block *b, float *y)
         .zero_point = layer->zero_point ? layer->zero_point + p.table : NULL,
         .zero = layer->zero,
         .factor = g->count == 1 ? c->inv_s + b->row : ones,
-        .y = y,
+        .before = is_first ? NULL : y,
+        .bias = is_last ? layer->bias + first : NULL,
+        .rescale = g->count == 1 ? ones : c->inv_s + b->row,
+        .y = is_direct ? (float *)c->y + b->row * layer->n + first : y,
+        .y_stride = is_direct ? layer->n : BN_SUPER,
         .rows = b->rows,
         .parts = layer->parts,
         .groups = b->groups,
@@ -198,29 +215,37 @@ static void add_float(const call *c, const block *b, float *y)
     }
 }
 
-/* y (rows, 64) to the caller's matrix: the row's scale where the groups have their own, and bias.
- * The loop writes each output once; for counts that are not constant gcc would make the slow
- * `rep movs` of memcpy. */
-static void finish(const call *c, const block *b, float *y)
+/* y (rows, 64) to the caller's matrix.  The loop writes each output once; for counts that are not
+ * constant gcc would make the slow `rep movs` of memcpy. */
+static void store(const call *c, const block *b, const float *y)
 {
     const bn_matmul *layer = c->layer;
     const size_t first = b->super * BN_SUPER;
     const size_t width = layer->n - first < BN_SUPER ? layer->n - first : BN_SUPER;
-    const int rescale = layer->groups.count > 1 || layer->parts == 0;
-    const float *bias = layer->bias + first;
 
     for (size_t i = 0; i < b->rows; i++) {
-        const float factor = rescale ? c->inv_s[b->row + i] : 1.0f;
+        const float *row = y + i * BN_SUPER;
         const size_t at = (b->row + i) * layer->n + first;
-        float *row = y + i * BN_SUPER;
-        float *out = c->type == BN_FLOAT16 ? row : (float *)c->y + at;
-
-        for (size_t lane = 0; lane < width; lane++) {
-            out[lane] = row[lane] * factor + bias[lane];
-        }
         if (c->type == BN_FLOAT16) {
             layer->narrow(
                 &(bn_narrow_args){.x = row, .y = (uint16_t *)c->y + at, .count = width});
+            continue;
+        }
+        for (size_t lane = 0; lane < width; lane++) {
+            ((float *)c->y)[at + lane] = row[lane];
+        }
+    }
+}
+
+/* The end of sums of float activations: the row's factor, which may be NaN, and bias. */
+static void finish_float(const call *c, const block *b, float *y)
+{
+    const float *bias = c->layer->bias + b->super * BN_SUPER;
+
+    for (size_t i = 0; i < b->rows; i++) {
+        for (size_t lane = 0; lane < BN_SUPER; lane++) {
+            float *value = y + i * BN_SUPER + lane;
+            *value = *value * c->inv_s[b->row + i] + bias[lane];
         }
     }
 }
@@ -234,8 +259,8 @@ static void multiply_block(const call *c, size_t super, size_t row, size_t rows)
     float y[ROW_BLOCK * BN_SUPER];
     block b = {.super = super, .row = row, .rows = rows};
 
-    for (size_t i = 0; i < rows * BN_SUPER; i += BN_PANEL) { /* large ones become `rep stos` */
-        memset(y + i, 0, BN_PANEL * sizeof *y);
+    if (!layer->parts) {
+        memset(y, 0, rows * BN_SUPER * sizeof *y);
     }
     for (b.plane = 0; b.plane < layer->planes; b.plane++) {
         for (b.group = 0; b.group < layer->groups.count; b.group += b.groups) {
@@ -248,7 +273,12 @@ static void multiply_block(const call *c, size_t super, size_t row, size_t rows)
             }
         }
     }
-    finish(c, &b, y);
+    if (!layer->parts) {
+        finish_float(c, &b, y);
+    }
+    if (!layer->parts || !fits(c, &b)) {
+        store(c, &b, y);
+    }
 }
 
 /* Rows of the next block when `left` are left.  A block of one row costs as much as one of two,
@@ -311,18 +341,6 @@ static void split(call *c)
     c->prepare_rows = PREPARE_VALUES / layer->k + 1;
 }
 
-static void run_all(bn_parallel_for *parallel_for, void *context, void (*task)(void *, size_t),
-                    size_t count, call *c)
-{
-    if (parallel_for && count > 1) {
-        parallel_for(context, task, count, c);
-        return;
-    }
-    for (size_t i = 0; i < count; i++) {
-        task(c, i);
-    }
-}
-
 /* Hands out pieces of one allocation; a first pass with memory == NULL measures. */
 typedef struct {
     char *memory;
@@ -376,11 +394,10 @@ const char *bn_matmul_run(const bn_matmul *layer, const void *x, void *y, size_t
     a.used = 0;
     lay_out(&c, &a, prepare_tasks);
 
-    if (supers * estimate_ns(layer, m) < INLINE_NS) {
-        parallel_for = NULL;
-    }
-    run_all(parallel_for, context, prepare, prepare_tasks, &c);
-    run_all(parallel_for, context, multiply, tasks, &c);
+    const int is_small = supers * estimate_ns(layer, m) < INLINE_NS;
+    const bn_threads threads = {is_small ? NULL : parallel_for, context};
+    bn_run_tasks(threads, prepare, prepare_tasks, &c);
+    bn_run_tasks(threads, multiply, tasks, &c);
     free(a.memory);
     return NULL;
 }

@@ -158,6 +158,12 @@ def frozen(student: MiniLM) -> MiniLM:
     return freeze(copy.deepcopy(student))
 
 
+def build(student: MiniLM) -> onnx.ModelProto:
+    """Return the graph of minilm.py with the ternary weights of the student, and its biases and norms."""
+    state = frozen(student).encoder.state_dict()
+    return minilm.build(changed={f"encoder.{name}": tensor.numpy() for name, tensor in state.items()})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -188,10 +194,7 @@ def main() -> None:
 
     settings = Settings(arguments.steps, match=("encoder.layer.?",), bfloat16=True)
     distill(student, teacher, batches, settings, show)
-    changed = {name: tensor.numpy() for name, tensor in frozen(student).encoder.state_dict().items()}
-    onnx.save(
-        minilm.build(changed={f"encoder.{name}": array for name, array in changed.items()}), arguments.out
-    )
+    onnx.save(build(student), arguments.out)
     print(f"{arguments.out}: {arguments.out.stat().st_size / 1e6:.1f} MB")
 
 

@@ -45,15 +45,25 @@ cdef extern from "formats.h" nogil:
         const char *(*unpack)(const uint8_t *row, size_t k, uint8_t *codes) noexcept nogil
     const bn_format_info *bn_formats
 
+cdef extern from "parallel.h" nogil:
+    ctypedef void bn_parallel_for(void *context, bn_task task, size_t count, void *arg) noexcept nogil
+    ctypedef struct bn_threads:
+        bn_parallel_for *run
+        void *context
+
 cdef extern from "panel.h" nogil:
-    const char *bn_panel_build(
-        bn_format format,
-        const uint8_t *weight,
-        size_t n,
-        const bn_groups *groups,
-        uint8_t *panels,
-        int32_t *code_sum,
-    )
+    ctypedef struct bn_panel_source:
+        bn_format format
+        bint is_panels
+        const uint8_t *weight
+        size_t n
+        bn_groups groups
+        uint32_t isas
+        bn_threads threads
+    const char *bn_panel_build(const bn_panel_source *source, uint8_t *panels, int32_t *code_sum)
+
+cdef extern from "share.h" nogil:
+    void bn_shared_totals(size_t *pieces, size_t *bytes)
 
 cdef extern from "merge.h" nogil:
     ctypedef struct bn_merge:
@@ -108,8 +118,11 @@ cdef extern from "kernel.h" nogil:
         const float *zero_point
         int32_t zero
         const float *factor
+        const float *before
+        const float *bias
+        const float *rescale
         float *y
-        size_t rows, parts, groups, sum_stride, panels
+        size_t rows, parts, groups, sum_stride, y_stride, panels
     ctypedef void bn_scale_fn(const bn_scale_args *)
     ctypedef struct bn_widen_args:
         const uint16_t *x
@@ -162,6 +175,12 @@ cdef extern from "kernel.h" nogil:
         size_t zeros
     ctypedef void bn_compare_fn(bn_compare_args *)
 
+    ctypedef struct bn_panel_args:
+        const uint8_t *rows
+        uint8_t *panel
+        size_t row_stride, panels, steps
+    ctypedef void bn_panel_fn(const bn_panel_args *)
+
 cdef extern from "matmul.h" nogil:
     ctypedef struct bn_matmul:
         pass
@@ -170,6 +189,7 @@ cdef extern from "matmul.h" nogil:
     ctypedef struct bn_matmul_desc:
         size_t n, k, planes, block_size
         bn_format format
+        bint is_panels
         const uint8_t *weight
         const float *scale
         const float *zero_point
@@ -178,7 +198,7 @@ cdef extern from "matmul.h" nogil:
         const float *bias
         int activation_bits
         float activation_scale
-    ctypedef void bn_parallel_for(void *context, bn_task task, size_t count, void *arg) noexcept nogil
+        bn_threads threads
     const char *bn_matmul_create(const bn_matmul_desc *desc, uint32_t isas, bn_matmul **layer)
     const char *bn_matmul_run(
         const bn_matmul *layer,

@@ -194,7 +194,7 @@ def _require_row_bytes(given, needed, k):
 
 # ---- one entry per kernel op, for tests and benchmarks -----------------------------------------------------
 
-def panels(const uint8_t[:, ::1] weight, size_t k, size_t block_size=0, format="i2s"):
+def panels(const uint8_t[:, ::1] weight, size_t k, size_t block_size=0, format="i2s", *, isa=None):
     """Return the panels of one plane and the sums of its codes, see ext/layout.h.
 
     Args:
@@ -202,6 +202,7 @@ def panels(const uint8_t[:, ::1] weight, size_t k, size_t block_size=0, format="
         k: inputs.
         block_size: inputs that share a scale; 0 means all of k.
         format: of the weight.
+        isa: as in `allowed_isas`.
 
     Returns:
         uint8 (bytes,) and int32 (super-panels, groups, 64).
@@ -212,15 +213,17 @@ def panels(const uint8_t[:, ::1] weight, size_t k, size_t block_size=0, format="
     _require(k > 0 and weight.shape[0] > 0, "N and K must be at least 1")
     cdef bn_format layout = _format(format)
     _require_row_bytes(weight.shape[1], bn_formats[layout].row_bytes(k), k)
+    cdef bn_panel_source source
     cdef bn_groups groups = bn_make_groups(k, block_size)
+    source.format, source.weight, source.n, source.groups = layout, &weight[0, 0], weight.shape[0], groups
+    source.isas, source.is_panels = _allowed(isa), False
+    source.threads.run = NULL
     cdef uint8_t[::1] out = np.empty(bn_panel_bytes(weight.shape[0], &groups, 2), np.uint8)
     cdef size_t supers = bn_super_panels(weight.shape[0])
     cdef int32_t[:, :, ::1] code_sum = np.empty((supers, groups.count, BN_SUPER), np.int32)
     cdef const char *reason
     with nogil:
-        reason = bn_panel_build(
-            layout, &weight[0, 0], weight.shape[0], &groups, &out[0], &code_sum[0, 0, 0]
-        )
+        reason = bn_panel_build(&source, &out[0], &code_sum[0, 0, 0])
     if reason != NULL:
         raise ValueError(reason.decode())
     return np.asarray(out), np.asarray(code_sum)
@@ -261,6 +264,32 @@ def merged_panels(const uint8_t[:, :, ::1] weight, ratio, size_t k, size_t block
     if reason != NULL:
         raise ValueError(reason.decode())
     return np.asarray(out), np.asarray(code_sum)
+
+
+def panel(const uint8_t[:, ::1] rows, uint8_t[::1] out, *, isa):
+    """Run the kernel `panel i2s` of one instruction set on the rows of one super-panel.
+
+    Args:
+        rows: i2s bytes (16, 32, 48 or 64; a multiple of 4).
+        out: out (as many bytes as rows,).
+        isa: name of the kernel's instruction set.
+    """
+    _require(rows.shape[0] in (16, 32, 48, 64), "there must be 16, 32, 48 or 64 rows")
+    _require(rows.shape[1] > 0 and rows.shape[1] % 4 == 0, "rows must be a positive multiple of 4 long")
+    _require(out.shape[0] == rows.shape[0] * rows.shape[1], "out must have as many bytes as rows")
+    cdef bn_panel_fn *fn = <bn_panel_fn *>_kernel("panel", "i2s", isa)
+    cdef bn_panel_args args
+    args.rows, args.panel, args.row_stride = &rows[0, 0], &out[0], rows.shape[1]
+    args.panels, args.steps = rows.shape[0] // BN_PANEL, rows.shape[1] // 4
+    with nogil:
+        fn(&args)
+
+
+def shared_totals():
+    """Return how many pieces of memory the layers of this module hold, and their bytes, see ext/share.h."""
+    cdef size_t pieces, nbytes
+    bn_shared_totals(&pieces, &nbytes)
+    return pieces, nbytes
 
 
 _CODE_BITS = {"i2s": 2, "w4": 4, "w8": 8}
@@ -389,8 +418,11 @@ def scale(
     size_t panels,
     isa,
     int zero=1,
+    const float[:, ::1] before=None,
+    const float[::1] bias=None,
+    const float[::1] rescale=None,
 ):
-    """Run the kernel `scale i32` of one instruction set: add products of one super-panel to y.
+    """Run the kernel `scale i32` of one instruction set: scale products of one super-panel.
 
     Args:
         acc: (parts * rows, groups, 64), parts 1 or 2.
@@ -399,17 +431,26 @@ def scale(
         scale: (groups, 64).
         zero_point: (groups, 64), or None: all are `zero`.
         factor: (rows,).
-        y: in and out (rows, 64).
+        y: out (rows, at least 16 * panels).
         panels: vectors side by side, 1 to 4.
         isa: name of the kernel's instruction set.
         zero: the zero point where there is no table of them.
+        before: (rows, 64), what the products are added to, or None for zeros.
+        bias: (64,) with rescale (rows,), or None: y is left without them.
     """
     cdef Py_ssize_t rows = factor.shape[0], groups = scale.shape[0]
     _require(rows > 0 and groups > 0 and 1 <= panels <= 4, "rows, groups and panels must be at least 1")
     _require(acc.shape[0] in (rows, 2 * rows), "acc must have one or two parts for each row")
     _require({acc.shape[1], sums.shape[1], code_sum.shape[0]} == {groups}, "groups differ")
     _require(sums.shape[0] == rows and y.shape[0] == rows, "rows differ")
-    lanes = {acc.shape[2], code_sum.shape[1], scale.shape[1], y.shape[1]}
+    _require(y.shape[1] >= 16 * panels, "y must have 16 * panels columns")
+    lanes = {acc.shape[2], code_sum.shape[1], scale.shape[1]}
+    if before is not None:
+        lanes.add(before.shape[1])
+        _require(before.shape[0] == rows, "rows differ")
+    if bias is not None:
+        lanes.add(bias.shape[0])
+        _require(rescale is not None and rescale.shape[0] == rows, "rows differ")
     if zero_point is not None:
         lanes.add(zero_point.shape[1])
         _require(zero_point.shape[0] == groups, "groups differ")
@@ -419,11 +460,15 @@ def scale(
     args.acc, args.sum, args.code_sum = &acc[0, 0, 0], &sums[0, 0], &code_sum[0, 0]
     args.zero = zero
     args.scale, args.factor, args.y = &scale[0, 0], &factor[0], &y[0, 0]
-    args.zero_point = NULL
+    args.zero_point = args.before = args.bias = args.rescale = NULL
     if zero_point is not None:
         args.zero_point = &zero_point[0, 0]
+    if before is not None:
+        args.before = &before[0, 0]
+    if bias is not None:
+        args.bias, args.rescale = &bias[0], &rescale[0]
     args.rows, args.parts, args.groups = rows, acc.shape[0] // rows, groups
-    args.sum_stride, args.panels = groups, panels
+    args.sum_stride, args.y_stride, args.panels = groups, y.shape[1], panels
     with nogil:
         fn(&args)
 
@@ -649,7 +694,7 @@ cdef class MatMul:
         cdef const char *reason
         cdef uint32_t allowed = _allowed(isa)
         desc.n, desc.k, desc.planes, desc.block_size = n, k, planes, block_size
-        desc.format, desc.weight = layout, &w[0, 0, 0]
+        desc.format, desc.is_panels, desc.weight = layout, False, &w[0, 0, 0]
         desc.scale, desc.scale_rows = &s[0, 0, 0], s.shape[1]
         desc.zero_point, desc.zero_point_rows = NULL, 1
         if z is not None:
@@ -658,6 +703,7 @@ cdef class MatMul:
         if b is not None:
             desc.bias = &b[0]
         desc.activation_bits, desc.activation_scale = activation_bits, activation_scale
+        desc.threads.run = NULL
         with nogil:
             reason = bn_matmul_create(&desc, allowed, &self.layer)
         if reason != NULL:

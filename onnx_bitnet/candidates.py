@@ -40,7 +40,8 @@ def candidates(recipe: Recipe) -> tuple[Candidate, ...]:
 
     Ternary codes are stored as t5 where the format is `auto`: the smallest, at the same speed.
     """
-    form = "t5" if recipe.format == "auto" and recipe.target == "custom" else recipe.format
+    smallest = recipe.format == "auto" and recipe.target == "custom" and recipe.layout == "canonical"
+    form = "t5" if smallest else recipe.format
     ternary = {"mode": "ternary", "format": form, "levels": 3}
     four = {"mode": "ternary", "format": "i2s", "levels": 4, "planes": 1, "granularity": "block:64"}
     found = [Candidate("ternary", ternary | {"planes": 1}), Candidate("four levels", four)]

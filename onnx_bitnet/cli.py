@@ -316,8 +316,9 @@ def generate(
     top_p: Annotated[float, typer.Option(help="draw from the likeliest that have this share")] = 1.0,
     seed: Annotated[int, typer.Option(help="of the draws")] = 0,
     threads: Threads = 0,
+    as_json: AsJson = False,
 ) -> None:
-    """Continue a text; the speed goes to stderr."""
+    """Continue a text as it comes; the speed goes to stderr."""
     with _errors():
         if (prompt is None) == (tokens is None):
             raise RecipeError("give either --prompt or --tokens")
@@ -328,10 +329,16 @@ def generate(
         else:
             numbers = _numbers(str(tokens))
             pieces = (f"{token} " for token in generator.tokens(numbers, count, sampling))
+        text = ""
         for piece in pieces:
-            out.file.write(piece)
-            out.file.flush()
-        out.file.write("\n")
+            text += piece
+            if not as_json:
+                out.file.write(piece)
+                out.file.flush()
+    if as_json:
+        _show(tables.generated_document(text, generator.times))
+        return
+    out.file.write("\n")
     err.print(generator.times.summary(), highlight=False)
 
 

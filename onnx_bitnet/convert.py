@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +20,12 @@ from onnx_bitnet.activations import LayerStatistics
 from onnx_bitnet.calibrate import Calibration, calibrate
 from onnx_bitnet.decide import Keep, check_rules, decide, keep_unseen, needs_calibration, way
 from onnx_bitnet.errors import DataError, EvaluationError, RecipeError, Refused
+from onnx_bitnet.formats import panel_shape
 from onnx_bitnet.quantize import LayerSpec, Quantized, quantize_layer
 from onnx_bitnet.recipe import Recipe
 from onnx_bitnet.report import KEPT, Layer, Reason, Report
 from onnx_bitnet.rewrite.cleanup import cleanup
+from onnx_bitnet.rewrite.fuse import Placed, fuse
 from onnx_bitnet.rewrite.plain import restore
 from onnx_bitnet.rewrite.records import Activations, Linear, Refusal
 from onnx_bitnet.rewrite.replace import Shared
@@ -136,12 +140,21 @@ def _rewrite(
     """Replace what is to be replaced; return the report's layers and the weights that were put in."""
     layers: list[Layer] = []
     meant: dict[str, Stored] = {}
+    placed: list[Placed] = []
     shared = Shared.of(model)
     for step in _walk(model, recipe, calibration, progress):
         layers.append(step.layer)
-        if step.linear is not None and step.spec is not None and step.stored is not None:
-            meant[step.linear.name] = step.stored
-            put(model, step.linear, step.stored, step.spec, shared)
+        if step.linear is None or step.spec is None or step.stored is None:
+            continue
+        node = put(model, step.linear, step.stored, step.spec, recipe.layout, shared)
+        name, root = step.linear.name, step.linear.root
+        meant[name] = step.stored
+        if node is not None and isinstance(step.stored, Quantized):
+            placed.append(Placed(name, node, step.stored, root, (name,)))
+    if recipe.fuse:
+        placed = fuse(placed, shared)
+        layers = _with_ops(layers, placed)
+        meant = {op.name: op.quantized for op in placed}
     return layers, meant
 
 
@@ -264,7 +277,7 @@ def _step(
         sqnr_db=quantized.sqnr_db,
         zeros=quantized.zeros,
         float_bytes=array.nbytes,
-        packed_bytes=stored.nbytes,
+        packed_bytes=stored.nbytes + _padding(stored, recipe.layout),
         shared_with=first,
     )
     return _Step(layer, linear, decision, stored)
@@ -273,6 +286,13 @@ def _step(
 def _quantize(array: np.ndarray, linear: Linear, spec: LayerSpec, target: str) -> tuple[Quantized, Stored]:
     quantized = quantize_layer(array, spec)
     return quantized, store(quantized, linear, spec, target)
+
+
+def _padding(stored: Stored, layout: str) -> int:
+    """Bytes that a layout adds to the codes."""
+    if layout != "panel" or not isinstance(stored, Quantized):
+        return 0
+    return math.prod(panel_shape(stored.n, stored.k)) * stored.planes - stored.weight.nbytes
 
 
 def _activations(linear: Linear, spec: LayerSpec) -> str:
@@ -301,6 +321,12 @@ def _is_unit(spec: LayerSpec, found: Activations) -> bool:
 
 def _left(item: Linear | Refusal, reason: Reason, detail: str, n: int, k: int) -> Layer:
     return Layer(item.name, item.node.op_type, item.where, n, k, reason, detail)
+
+
+def _with_ops(layers: Sequence[Layer], placed: Sequence[Placed]) -> list[Layer]:
+    """Note down in which op each fused layer is."""
+    names = {name: op.name for op in placed for name in op.layers if len(op.layers) > 1}
+    return [dataclasses.replace(layer, fused=names.get(layer.name)) for layer in layers]
 
 
 def _refuse(layers: Sequence[Layer]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_bitnet import _native
+from onnx_bitnet import _native, reference
 
 
 @dataclass(frozen=True)
@@ -57,3 +57,44 @@ FORMATS = {
         Format("t5", "MatMulT5", 1.6),
     )
 }
+
+PANEL_OP = "MatMulPanel"
+"""What `MatMulI2S` is called where its weight lies in the file as panels."""
+
+_OUTPUTS, _STEP = 64, 16  # of a super-panel, see ext/layout.h
+_SUPERS_AT_ONCE = 16
+
+
+def panel_shape(n: int, k: int) -> tuple[int, int]:
+    """Return the shape of one plane (N, k) as panels: ceil(N / 64), 16 * k rounded up to 16."""
+    return -(-n // _OUTPUTS), _STEP * (k + -k % _STEP)
+
+
+def to_panels(weight: np.ndarray, k: int) -> np.ndarray:
+    """Bring i2s planes uint8 (P, N, ceil(k / 4)) into the order in which kernels read them.
+
+    The library then reads them where the file is mapped and keeps no copy. The bytes are the same on every
+    machine; `reference.pack_panels` defines them.
+
+    Returns:
+        uint8 (P, *panel_shape(N, k)), padded with code 1.
+    """
+    n = weight.shape[1]
+    shape = panel_shape(n, k)
+    whole = np.pad(weight, [(0, 0), (0, shape[0] * _OUTPUTS - n), (0, 0)], constant_values=0x55)
+    return np.stack([_native.panels(plane, k)[0].reshape(shape) for plane in whole])
+
+
+def from_panels(panels: np.ndarray, n: int, k: int) -> np.ndarray:
+    """Undo `to_panels`, by the NumPy reference.
+
+    Raises:
+        ValueError: a code past N or K is not 1.
+    """
+    i2s = FORMATS["i2s"]
+    weight = np.empty((panels.shape[0], n, i2s.row_bytes(k)), np.uint8)
+    for first in range(0, panels.shape[1], _SUPERS_AT_ONCE):
+        rows = slice(first * _OUTPUTS, min(n, (first + _SUPERS_AT_ONCE) * _OUTPUTS))
+        part = panels[:, first : first + _SUPERS_AT_ONCE]
+        weight[:, rows] = i2s.pack(reference.unpack_panels(part, rows.stop - rows.start, k))
+    return weight

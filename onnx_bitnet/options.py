@@ -20,6 +20,7 @@ RECIPE_OPTIONS: dict[str, Any] = {
     "recipe": Annotated[Path | None, typer.Option("--recipe", help=".toml or .json; the options below win")],
     "mode": Annotated[str | None, typer.Option(help="auto, lossless or ternary")],
     "format": Annotated[str | None, typer.Option(help="auto, i2s, tl1, tl2 or t5")],
+    "layout": Annotated[str | None, typer.Option(help="canonical, or panel: read in place, for low memory")],
     "granularity": Annotated[str | None, typer.Option(help="auto, tensor, channel or block:B")],
     "rounding": Annotated[str | None, typer.Option(help="auto, absmean, twn or mse")],
     "planes": Annotated[int | None, typer.Option(help="planes of codes, 1 to 4")],
@@ -33,6 +34,7 @@ RECIPE_OPTIONS: dict[str, Any] = {
     ],
     "keep_first": Annotated[bool | None, typer.Option("--keep-first", help="leave the first layer float")],
     "keep_last": Annotated[bool | None, typer.Option("--keep-last", help="leave the last layer float")],
+    "fuse": Annotated[bool | None, typer.Option("--fuse", help="one op for layers with the same input")],
     "target": Annotated[str | None, typer.Option(help="custom, ort, simulate or float")],
     "min_cosine": Annotated[
         float | None, typer.Option(help="goal: cosine of every output to the float model's")

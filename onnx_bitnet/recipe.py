@@ -19,6 +19,7 @@ from onnx_bitnet.errors import RecipeError
 MODES = ("auto", "lossless", "ternary")
 FORMATS = ("auto", "i2s", "tl1", "tl2", "t5")
 _TERNARY_FORMATS = FORMATS[2:]
+LAYOUTS = ("canonical", "panel")
 ROUNDINGS = ("auto", "absmean", "twn", "mse")
 # "dynamic": each row by its own peak; the others: one step for all rows, from calibration, see ranges.py.
 ACTIVATION_SCALES = ("dynamic", "minmax", "percentile", "mse", "kl", "moving-average")
@@ -126,6 +127,8 @@ class Recipe:
             `ternary` converts every layer, whatever it costs.
         format: canonical weight format in the file. `i2s` (`auto`) loads fastest; `tl2` and `t5` are smaller,
             `tl1` is not, and the three hold ternary codes only. Speed and results are the same.
+        layout: `panel` stores i2s codes in the order in which kernels read them, which they then do where the
+            file is mapped: a session starts at once and keeps no copy, but runs slower from small pages.
         granularity: what shares a scale: `tensor`, `channel`, `block:128`, or `auto`.
         rounding: how codes and scales are chosen for weights that are not ternary:
             `absmean` (BitNet b1.58), `twn` (Ternary Weight Networks), `mse` (exact optimum), or `auto`.
@@ -138,6 +141,8 @@ class Recipe:
         rules: exceptions by layer, see `Rule`; a rule that matches no layer is an error.
         keep_first: leave the first linear layer float.
         keep_last: leave the last linear layer float.
+        fuse: let layers that read the same activations, such as q, k and v, be one op and a Split. Results
+            are the same bits; docs/speed.md says what it gains.
         target: `custom` writes packed ops; `ort` writes the same weights in ops of stock onnxruntime, and
             keeps layers for which it has none; `simulate` writes float weights, quantized and dequantized;
             `float` makes such a model from one that is packed. In the last two, `auto` leaves activations
@@ -153,6 +158,7 @@ class Recipe:
 
     mode: str = "auto"
     format: str = "auto"
+    layout: str = "canonical"
     granularity: str = "auto"
     rounding: str = "auto"
     planes: int = 1
@@ -162,6 +168,7 @@ class Recipe:
     rules: tuple[Rule, ...] = ()
     keep_first: bool = False
     keep_last: bool = False
+    fuse: bool = False
     target: str = "custom"
     min_cosine: float | None = None
     min_sqnr: float | None = None
@@ -173,6 +180,14 @@ class Recipe:
         object.__setattr__(self, "rules", tuple(Rule.parse(rule) for rule in self.rules))
         check_layer_fields(dataclasses.asdict(self))
         _one_of("target", self.target, TARGETS)
+        _one_of("layout", self.layout, LAYOUTS)
+        formats = {self.format, *(rule.overrides.get("format") for rule in self.rules)}
+        if self.layout == "panel" and formats & set(_TERNARY_FORMATS):
+            raise RecipeError("layout 'panel' holds i2s codes only; leave it out, or use format 'i2s'")
+        if not isinstance(self.fuse, bool):
+            raise RecipeError(f"fuse = {self.fuse!r} is not known; use true or false")
+        if self.target != "custom" and (self.fuse or self.layout == "panel"):
+            raise RecipeError(f"target {self.target!r} has no packed ops to fuse or lay out")
         for rule in self.rules:
             check_layer_fields(rule.overrides)
         scales = [self.activation_scale, *(rule.overrides.get("activation_scale") for rule in self.rules)]

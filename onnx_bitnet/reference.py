@@ -104,6 +104,38 @@ PACK = {"i2s": pack_i2s, "tl1": pack_tl1, "tl2": pack_tl2, "t5": pack_t5}
 UNPACK = {"i2s": unpack_i2s, "tl1": unpack_tl1, "tl2": unpack_tl2, "t5": unpack_t5}
 
 
+def pack_panels(codes: np.ndarray) -> np.ndarray:
+    """Pack codes 0..3 in the order in which kernels read them: the `panel` layout.
+
+    64 outputs and 16 inputs (a step) are 256 bytes, of which byte 4 i + j holds inputs j, 4 + j, 8 + j and
+    12 + j of output i, the first in the lowest bits. Steps follow one another, then come the next 64 outputs.
+    Past N and K everything is code 1.
+
+    Args:
+        codes: integers (..., N, K).
+
+    Returns:
+        uint8 (..., ceil(N / 64), 1024 * ceil(K / 16) / 4).
+    """
+    *planes, n, k = codes.shape
+    pad = [(0, 0)] * len(planes) + [(0, -n % 64), (0, -k % 16)]
+    padded = np.pad(codes.astype(np.uint8), pad, constant_values=1)
+    fields = padded.reshape(*planes, padded.shape[-2] // 64, 64, padded.shape[-1] // 16, 4, 4)
+    fields = np.moveaxis(fields, [-4, -2], [-3, -1])  # outputs behind steps, and fields behind bytes
+    packed: np.ndarray = (fields << np.array([0, 2, 4, 6], np.uint8)).sum(axis=-1, dtype=np.uint8)
+    return packed.reshape(*packed.shape[:-3], -1)
+
+
+def unpack_panels(packed: np.ndarray, n: int, k: int) -> np.ndarray:
+    """Return the codes uint8 (..., n, k) of panels; ValueError for padding other than 1."""
+    fields = np.stack([packed >> shift & 3 for shift in (0, 2, 4, 6)], axis=-1)
+    fields = fields.reshape(*packed.shape[:-1], -1, 64, 4, 4)
+    codes = np.moveaxis(fields, [-3, -1], [-4, -2]).reshape(*packed.shape[:-2], 64 * packed.shape[-2], -1)
+    if (codes[..., n:, :] != 1).any() or (codes[..., k:] != 1).any():
+        raise ValueError("weight: a code past N or K is not 1")
+    return codes[..., :n, :k]
+
+
 def _groups(codes: np.ndarray, size: int) -> np.ndarray:
     """Split ternary codes (..., K) to (..., G, size), the last group filled up with 1."""
     if codes.size and codes.max() > 2:

@@ -94,6 +94,7 @@ class Layer:
         float_bytes: bytes of the original weight.
         packed_bytes: bytes of packed codes, scales and zero points.
         shared_with: name of an earlier layer whose packed weight this one uses, if any.
+        fused: name of the op that this layer is part of, if it is fused with others; None in a plan.
     """
 
     name: str
@@ -115,6 +116,7 @@ class Layer:
     float_bytes: int = 0
     packed_bytes: int = 0
     shared_with: str | None = None
+    fused: str | None = None
 
     @property
     def converted(self) -> bool:

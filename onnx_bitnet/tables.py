@@ -12,7 +12,7 @@ from rich.text import Text
 
 from onnx_bitnet.bench import Bench, ModelTimes
 from onnx_bitnet.calibrate import Calibration
-from onnx_bitnet.decoder import Built
+from onnx_bitnet.decoder import Built, Times
 from onnx_bitnet.doctor import Check
 from onnx_bitnet.inspection import Inspection
 from onnx_bitnet.kernels import Kernel
@@ -294,3 +294,8 @@ def built_document(built: Built) -> dict[str, Any]:
         "nbytes": built.nbytes,
         "tokenizer": built.tokenizer,
     }
+
+
+def generated_document(text: str, times: Times) -> dict[str, Any]:
+    """Return a text and how long it took as plain JSON-able values."""
+    return {"schema": "onnx_bitnet.generated/1", "text": text, **dataclasses.asdict(times)}

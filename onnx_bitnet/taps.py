@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
 from onnx_bitnet.rewrite.functions import DOMAIN
-from onnx_bitnet.rewrite.replace import LAYER, Y
-from onnx_bitnet.rewrite.replaced import replaced
+from onnx_bitnet.rewrite.replace import LAYER, LAYERS, SEPARATOR, Y
+from onnx_bitnet.rewrite.replaced import Replaced, replaced
 
 # Before these names the outputs of a layer have its number, so that layers do not feed one another.
 _PREFIX = f"{DOMAIN}.tap"
@@ -24,12 +24,14 @@ class Tap:
         inputs: names of the values that the nodes of the layer read.
         y: name of the value that they make.
         note: why the layer cannot be looked at; empty if it can.
+        op: name of the packed op; that of the layer, unless it is fused with others.
     """
 
     layer: str
     inputs: tuple[str, ...] = ()
     y: str = ""
     note: str = ""
+    op: str = ""
 
 
 def find_taps(reference: ir.Model, got: ir.Model) -> tuple[Tap, ...]:
@@ -39,14 +41,20 @@ def find_taps(reference: ir.Model, got: ir.Model) -> tuple[Tap, ...]:
         ModelError: a packed op of `got` is malformed.
     """
     known = values(reference)
-    return tuple(_tap(found.layer, found.node, got.graph, known) for found in replaced(got))
+    return tuple(tap for found in replaced(got) for tap in _taps(found, got.graph, known))
 
 
-def _tap(layer: str, node: ir.Node, graph: ir.Graph, known: Mapping[str, ir.Value]) -> Tap:
-    y = node.metadata_props.get(Y, "")
+def _taps(found: Replaced, graph: ir.Graph, known: Mapping[str, ir.Value]) -> Iterator[Tap]:
+    ys = found.node.metadata_props.get(Y, "").split(SEPARATOR)
+    layers = found.node.metadata_props.get(LAYERS, found.layer).split(SEPARATOR)
+    for layer, y in zip(layers, ys, strict=False):
+        yield replace(_tap(layer, found.layer, y, found.node, graph, known), op=found.layer)
+
+
+def _tap(layer: str, op: str, y: str, node: ir.Node, graph: ir.Graph, known: Mapping[str, ir.Value]) -> Tap:
     if node.graph is not graph:
         return Tap(layer, note="it is inside a subgraph or function, whose values are out of reach")
-    nodes = _layer_nodes(layer, graph)
+    nodes = _layer_nodes(op, graph)
     made = {value.name for part in nodes for value in part.outputs}
     if y not in made:
         return Tap(layer, note="the model has no record of its float layer; convert it again")
@@ -131,7 +139,7 @@ def layers_alone(
     outputs = []
     for index, tap in taps:
         made: dict[str, ir.Value] = {}
-        for node in _layer_nodes(tap.layer, got.graph):
+        for node in _layer_nodes(tap.op, got.graph):
             copy = _copy(node, index, made, inputs, constants)
             copy.attributes.update({key: bits[key] for key in bits if key in copy.attributes})
             nodes.append(copy)

@@ -31,16 +31,23 @@ def store(quantized: Quantized, linear: Linear, spec: LayerSpec, target: str) ->
     return NBits.pack(found)
 
 
-def put(model: ir.Model, linear: Linear, stored: Stored, spec: LayerSpec, shared: Shared) -> None:
-    """Put the ops for a stored weight in the place of its layer."""
-    bits = spec.activation_bits
+def put(
+    model: ir.Model, linear: Linear, stored: Stored, spec: LayerSpec, layout: str, shared: Shared
+) -> ir.Node | None:
+    """Put the ops for a stored weight in the place of its layer; return the op if it is a packed one."""
+    bits, step = spec.activation_bits, spec.activation_scale
     if isinstance(stored, Quantized):
-        replace(
-            model, linear, stored, activation_bits=bits, activation_scale=spec.activation_scale, shared=shared
+        return replace(
+            model,
+            linear,
+            stored,
+            activation_bits=bits,
+            activation_scale=step,
+            layout=layout,
+            shared=shared,
         )
-    elif isinstance(stored, Plain):
-        replace_plain(
-            model, linear, stored, activation_bits=bits, activation_scale=spec.activation_scale, shared=shared
-        )
+    if isinstance(stored, Plain):
+        replace_plain(model, linear, stored, activation_bits=bits, activation_scale=step, shared=shared)
     else:
         replace_stock(model, linear, stored, activation_bits=bits, shared=shared)
+    return None

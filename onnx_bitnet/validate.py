@@ -198,7 +198,7 @@ class _Comparison:
         self._got = start(got.model, got.path, threads)
         self._groups: list[_Group] | None = None
         self._apart = {name: Accumulator() for name in self._names}
-        self._sums = {tap.layer: _LayerSums() for tap in self._taps}
+        self._sums = [_LayerSums() for _ in taps]
 
     def add(self, batch: Batch, label: str, hint: str) -> tuple[Batch, Batch]:
         """Run one batch through everything and add up the distances; return the outputs of both models."""
@@ -237,7 +237,7 @@ class _Comparison:
         got = _run(self._got, group.ys, batch, label)
         packed, float_x = group.run({name: reference[name] for name in group.inputs}, label)
         for index, tap in group.taps:
-            sums, y, alone = self._sums[tap.layer], reference[tap.y], output_name(index, tap.y)
+            sums, y, alone = self._sums[index], reference[tap.y], output_name(index, tap.y)
             self._update(sums.accumulated, y, got[tap.y], f"layer {tap.layer!r} on {label}")
             where = f"layer {tap.layer!r} alone on {label}"
             self._update(sums.local, y, packed[alone], where)
@@ -261,7 +261,7 @@ class _Comparison:
             [
                 LayerMetrics(tap.layer, note=tap.note, index=index)
                 if tap.note
-                else self._sums[tap.layer].result(tap.layer, index)
+                else self._sums[index].result(tap.layer, index)
                 for index, tap in enumerate(self._all_taps)
             ]
         )

@@ -41,11 +41,12 @@ def verify(written: Path, meant: Mapping[str, Stored]) -> None:
 
 
 def _compare(name: str, found: Replaced, meant: Stored) -> None:
+    decode = found.decoder()
     step = max(1, _ROWS_AT_ONCE // meant.k)
     for start in range(0, meant.n, step):
         rows = slice(start, start + step)
         try:
-            decoded = found.rows(rows)
+            decoded = decode(rows)
         except ValueError as error:
             raise OutputError(f"verification failed: layer {name!r}: {error}") from None
         if not np.array_equal(decoded, meant.dequantize(rows)):

@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 import onnx_bitnet as bn
@@ -201,14 +202,15 @@ def test_exported_model_converts_losslessly(granularity, tmp_path):
         warnings.simplefilter("ignore")  # the exporter's own
         program = torch.onnx.export(bt.freeze(model), (x,), input_names=["x"], dynamo=True, verbose=False)
     program.save(tmp_path / "model.onnx")
-    report = bn.convert(
-        tmp_path / "model.onnx", tmp_path / "packed.onnx", bn.Recipe(mode="lossless", activation_bits=8)
-    )
+    report = bn.convert(tmp_path / "model.onnx", tmp_path / "packed.onnx")
     assert report.lossless
-    assert len(report.converted) == 2
+    assert [layer.activation_bits for layer in report.converted] == [8, 8]
     assert {layer.granularity for layer in report.converted} == {granularity}
     (y,) = bn.session(tmp_path / "packed.onnx").run(None, {"x": x.numpy()})
     np.testing.assert_allclose(y, expected, atol=2e-5)
+    if granularity == "tensor":
+        stock = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+        np.testing.assert_array_equal(y, stock.run(None, {"x": x.numpy()})[0])
 
 
 def batches() -> list[torch.Tensor]:

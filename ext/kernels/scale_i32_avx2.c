@@ -62,12 +62,13 @@ BN_INLINE void add_groups(const bn_scale_args *a, size_t from, const int vectors
     for (size_t row = 0; row < a->rows; row++) {
         const __m256 factor = _mm256_set1_ps(a->factor[row]);
         const int32_t *acc = a->acc + row * a->parts * a->groups * BN_SUPER + from;
-        float *y = a->y + row * BN_SUPER + from;
+        float *y = a->y + row * a->y_stride + from;
         __m256 total[4];
 
 #pragma GCC unroll 4
         for (int i = 0; i < vectors; i++) {
-            total[i] = _mm256_loadu_ps(y + LANES * i);
+            const size_t at = row * BN_SUPER + from + (size_t)i * LANES;
+            total[i] = a->before ? _mm256_loadu_ps(a->before + at) : _mm256_setzero_ps();
         }
         for (size_t g = 0; g < a->groups; g++) {
             const int64_t sum = a->sum[row * a->sum_stride + g];
@@ -83,6 +84,10 @@ BN_INLINE void add_groups(const bn_scale_args *a, size_t from, const int vectors
         }
 #pragma GCC unroll 4
         for (int i = 0; i < vectors; i++) {
+            if (a->bias) {
+                total[i] = _mm256_mul_ps(total[i], _mm256_set1_ps(a->rescale[row]));
+                total[i] = _mm256_add_ps(total[i], _mm256_loadu_ps(a->bias + from + LANES * i));
+            }
             _mm256_storeu_ps(y + LANES * i, total[i]);
         }
     }

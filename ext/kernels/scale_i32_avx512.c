@@ -58,12 +58,13 @@ BN_INLINE void add_groups(const bn_scale_args *a, size_t from, const int vectors
     for (size_t row = 0; row < a->rows; row++) {
         const __m512 factor = _mm512_set1_ps(a->factor[row]);
         const int32_t *acc = a->acc + row * a->parts * a->groups * BN_SUPER + from;
-        float *y = a->y + row * BN_SUPER + from;
+        float *y = a->y + row * a->y_stride + from;
         __m512 total[4];
 
 #pragma GCC unroll 4
         for (int i = 0; i < vectors; i++) {
-            total[i] = _mm512_loadu_ps(y + BN_PANEL * i);
+            const size_t at = row * BN_SUPER + from + (size_t)i * BN_PANEL;
+            total[i] = a->before ? _mm512_loadu_ps(a->before + at) : _mm512_setzero_ps();
         }
         for (size_t g = 0; g < a->groups; g++) {
             const int64_t sum = a->sum[row * a->sum_stride + g];
@@ -79,6 +80,10 @@ BN_INLINE void add_groups(const bn_scale_args *a, size_t from, const int vectors
         }
 #pragma GCC unroll 4
         for (int i = 0; i < vectors; i++) {
+            if (a->bias) {
+                total[i] = _mm512_mul_ps(total[i], _mm512_set1_ps(a->rescale[row]));
+                total[i] = _mm512_add_ps(total[i], _mm512_loadu_ps(a->bias + from + BN_PANEL * i));
+            }
             _mm512_storeu_ps(y + BN_PANEL * i, total[i]);
         }
     }

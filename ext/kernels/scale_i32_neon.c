@@ -61,8 +61,8 @@ void bn_scale_i32_neon(const bn_scale_args *a)
     for (size_t row = 0; row < a->rows; row++) {
         const float32x4_t factor = vdupq_n_f32(a->factor[row]);
         for (size_t lane = 0; lane < a->panels * BN_PANEL; lane += LANES) {
-            float *y = a->y + row * BN_SUPER + lane;
-            float32x4_t total = vld1q_f32(y);
+            float32x4_t total =
+                a->before ? vld1q_f32(a->before + row * BN_SUPER + lane) : vdupq_n_f32(0.0f);
             for (size_t g = 0; g < a->groups; g++) {
                 const size_t at = g * BN_SUPER + lane;
                 const int32_t *acc = a->acc + row * a->parts * a->groups * BN_SUPER + at;
@@ -72,7 +72,11 @@ void bn_scale_i32_neon(const bn_scale_args *a)
                 const float32x4_t scale = vmulq_f32(factor, vld1q_f32(a->scale + at));
                 total = vaddq_f32(total, vmulq_f32(term, scale));
             }
-            vst1q_f32(y, total);
+            if (a->bias) {
+                total = vmulq_n_f32(total, a->rescale[row]);
+                total = vaddq_f32(total, vld1q_f32(a->bias + lane));
+            }
+            vst1q_f32(a->y + row * a->y_stride + lane, total);
         }
     }
 }

@@ -1,9 +1,10 @@
-/* MatMulI2S, MatMulTL1, MatMulTL2 and MatMulT5 as ONNX Runtime custom ops: one for each format.
- * Reads and checks the node, then leaves the work to matmul.h. */
+/* MatMulI2S, MatMulTL1, MatMulTL2 and MatMulT5 as ONNX Runtime custom ops, one for each format, and
+ * MatMulPanel: MatMulI2S whose weight lies in the file as the kernels read it (layout.h).  Reads and checks the node, then leaves the work to matmul.h. */
 #include <math.h>
 #include <stdlib.h>
 
 #include "half.h"
+#include "load.h"
 #include "matmul.h"
 #include "node.h"
 #include "ops.h"
@@ -51,10 +52,20 @@ static bool read_attributes(bn_node *node, bn_matmul_desc *desc)
     return true;
 }
 
+/* Rows of a plane and their bytes, as the weight's shape must say. */
+static void weight_shape(const bn_matmul_desc *desc, int64_t *rows, int64_t *row_bytes)
+{
+    *rows = (int64_t)desc->n;
+    *row_bytes = (int64_t)bn_formats[desc->format].row_bytes(desc->k);
+    if (desc->is_panels) { /* super-panels of 64 outputs */
+        *rows = (*rows + 63) / 64;
+        *row_bytes = 16 * (((int64_t)desc->k + 15) / 16 * 16);
+    }
+}
+
 static bool read_weight(bn_node *node, bn_matmul_desc *desc)
 {
-    const int64_t n = (int64_t)desc->n;
-    const int64_t row_bytes = (int64_t)bn_formats[desc->format].row_bytes(desc->k);
+    int64_t rows, row_bytes;
     bn_constant c;
     if (!bn_read_constant(node, WEIGHT, "weight", 3, &c)) {
         return false;
@@ -62,12 +73,13 @@ static bool read_weight(bn_node *node, bn_matmul_desc *desc)
     if (c.type != ORT_UINT8) {
         return bn_refuse(node, "input weight must be uint8");
     }
-    if (c.dims[0] < 1 || c.dims[0] > MAX_PLANES || c.dims[1] != n || c.dims[2] != row_bytes) {
+    weight_shape(desc, &rows, &row_bytes);
+    if (c.dims[0] < 1 || c.dims[0] > MAX_PLANES || c.dims[1] != rows || c.dims[2] != row_bytes) {
         return bn_refuse(node,
                          "input weight has shape [%lld, %lld, %lld]; with N = %zu and K = %zu it "
                          "must be [1 to %d, %lld, %lld]",
                          (long long)c.dims[0], (long long)c.dims[1], (long long)c.dims[2], desc->n,
-                         desc->k, MAX_PLANES, (long long)n, (long long)row_bytes);
+                         desc->k, MAX_PLANES, (long long)rows, (long long)row_bytes);
     }
     desc->planes = (size_t)c.dims[0];
     desc->weight = c.data;
@@ -156,11 +168,16 @@ static bool create_layer(bn_node *node, bn_matmul_desc *desc, bn_matmul **layer)
     if (good) {
         desc->scale = scale;
         desc->zero_point = zero_point;
+        desc->threads = bn_load_threads();
         const char *reason = bn_node_isas(node, &isas);
         if (reason == NULL) {
             reason = bn_matmul_create(desc, isas, layer);
         }
         good = reason == NULL || bn_refuse(node, "%s", reason);
+    }
+    if (good && !desc->is_panels) {
+        bn_drop_file_pages(desc->weight, desc->planes * desc->n *
+                                             bn_formats[desc->format].row_bytes(desc->k));
     }
     free(scale);
     free(zero_point);
@@ -173,7 +190,10 @@ static ort_status *ORT_CALL create_kernel(const ort_custom_op *op, const ort_api
                                           const ort_kernel_info *info, void **created)
 {
     bn_node node = {.api = api, .host = ((const bn_op *)op)->host, .info = info};
-    bn_matmul_desc desc = {.format = ((const bn_op *)op)->format};
+    bn_matmul_desc desc = {
+        .format = ((const bn_op *)op)->format,
+        .is_panels = ((const bn_op *)op)->is_panels,
+    };
     bn_matmul *layer = NULL;
 
     kernel *k = malloc(sizeof *k);
@@ -262,7 +282,8 @@ static ort_status *ORT_CALL run_kernel(void *state, ort_kernel_context *context)
 
 static const char *ORT_CALL op_name(const ort_custom_op *op)
 {
-    return bn_formats[((const bn_op *)op)->format].op_type;
+    const bn_op *matmul = (const bn_op *)op;
+    return matmul->is_panels ? "MatMulPanel" : bn_formats[matmul->format].op_type;
 }
 
 static int ORT_CALL input_type(const ort_custom_op *op, size_t index)

@@ -20,6 +20,7 @@ typedef struct {
     ort_custom_op callbacks; /* first: a pointer to it is a pointer to the bn_op */
     bn_host *host;
     bn_format format;
+    bool is_panels; /* its weight is panels */
     int x_type;
 } bn_op;
 

@@ -16,12 +16,16 @@
 static const struct {
     const ort_custom_op *callbacks;
     bn_format format;
+    bool is_panels;
     int x_type;
 } OPS[] = {
 #define BN_FORMAT(name, op, four_levels)                                                           \
-    {&bn_matmul_op, BN_FORMAT_##name, ORT_FLOAT}, {&bn_matmul_op, BN_FORMAT_##name, ORT_FLOAT16},
+    {&bn_matmul_op, BN_FORMAT_##name, false, ORT_FLOAT},                                           \
+    {&bn_matmul_op, BN_FORMAT_##name, false, ORT_FLOAT16},
 #include "formats.inc"
 #undef BN_FORMAT
+    {&bn_matmul_op, BN_FORMAT_i2s, true, ORT_FLOAT},
+    {&bn_matmul_op, BN_FORMAT_i2s, true, ORT_FLOAT16},
     {.callbacks = &bn_block_hadamard, .x_type = ORT_FLOAT},
     {.callbacks = &bn_block_hadamard, .x_type = ORT_FLOAT16},
 };
@@ -62,7 +66,7 @@ static ort_status *make_domain(const ort_api *api, domain **made)
     atomic_init(&d->host.isas, 0);
     ort_status *status = ort_CreateCustomOpDomain(api)("onnx_bitnet", &d->handle);
     for (size_t i = 0; status == NULL && i < OP_COUNT; i++) {
-        d->ops[i] = (bn_op){*OPS[i].callbacks, &d->host, OPS[i].format, OPS[i].x_type};
+        d->ops[i] = (bn_op){*OPS[i].callbacks, &d->host, OPS[i].format, OPS[i].is_panels, OPS[i].x_type};
         status = ort_CustomOpDomain_Add(api)(d->handle, &d->ops[i].callbacks);
     }
     if (status != NULL) {

@@ -9,7 +9,17 @@
 from onnx_bitnet.decoder.architecture import GEOMETRIES, Architecture, Rope
 from onnx_bitnet.decoder.build import Options
 from onnx_bitnet.decoder.folder import Built, build
-from onnx_bitnet.decoder.generate import Generator
+from onnx_bitnet.decoder.generate import Generator, Times
 from onnx_bitnet.decoder.sampling import Sampling
 
-__all__ = ["GEOMETRIES", "Architecture", "Built", "Generator", "Options", "Rope", "Sampling", "build"]
+__all__ = [
+    "GEOMETRIES",
+    "Architecture",
+    "Built",
+    "Generator",
+    "Options",
+    "Rope",
+    "Sampling",
+    "Times",
+    "build",
+]

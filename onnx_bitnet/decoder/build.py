@@ -16,9 +16,10 @@ import onnx_ir as ir
 from onnx_bitnet.decoder.architecture import Architecture
 from onnx_bitnet.decoder.datafile import DataFile
 from onnx_bitnet.decoder.graph import CONTRIB, Graph
-from onnx_bitnet.decoder.source import Source, fuse
+from onnx_bitnet.decoder.source import Source
 from onnx_bitnet.decoder.tokens import Tokens
 from onnx_bitnet.quantize import Quantized
+from onnx_bitnet.rewrite.fuse import concatenate
 
 Progress = Callable[[int, int, str], None]
 _FLOAT, _INT64, _INT32 = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.INT32
@@ -171,7 +172,7 @@ class _Builder:
         if self.of.input_epsilon is not None:
             return tuple(self._linear(x, module, n, k) for module, n in widths.items())
         weights = [self.source.linear(module, n, k) for module, n in widths.items()]
-        return (self._packed(x, fuse(weights), name),)
+        return (self._packed(x, concatenate(weights), name),)
 
     def _linear(self, x: ir.Value, module: str, n: int, k: int) -> ir.Value:
         if self.of.input_epsilon is not None:

@@ -59,19 +59,20 @@ class Generator:
     Args:
         path: a folder as `build` or the builder of onnxruntime-genai writes it, or the .onnx file in it.
         threads: for onnxruntime; 0 lets it choose.
+        options: an onnxruntime.SessionOptions, see session.
 
     Raises:
         ModelError: there is no such model, or its genai_config.json is missing or describes no decoder.
         RuntimeMissing: see session.
     """
 
-    def __init__(self, path: str | Path, threads: int = 0) -> None:
+    def __init__(self, path: str | Path, threads: int = 0, options: Any = None) -> None:
         path = Path(path)
         self.folder = path if path.is_dir() else path.parent
         self._config = _read_config(self.folder / CONFIG)
         decoder = self._config["decoder"]
         self.session = runtime.session(
-            self.folder / decoder["filename"] if path.is_dir() else path, threads=threads
+            self.folder / decoder["filename"] if path.is_dir() else path, threads, options
         )
         self._inputs, self._outputs = decoder["inputs"], decoder["outputs"]
         self._heads = decoder["num_key_value_heads"], decoder["head_size"]

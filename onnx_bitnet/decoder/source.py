@@ -119,27 +119,3 @@ class Random:
     def _rng(self, module: str) -> np.random.Generator:
         """Return a generator of its own for each module, so that the order of asking does not matter."""
         return np.random.default_rng([self._seed, zlib.crc32(module.encode())])
-
-
-def fuse(parts: list[Quantized]) -> Quantized:
-    """Put layers that read the same x into one: its outputs are theirs, one after the other.
-
-    Nothing is lost: each output keeps its own scales, spread over the smallest blocks that a part has.
-    """
-    k = parts[0].k
-    block_size = min((part.block_size for part in parts if part.block_size), default=0)
-    first = np.arange(-(-k // (block_size or k))) * block_size
-    scales = [
-        np.broadcast_to(part.scale[..., first // (part.block_size or k)], (1, part.n, len(first)))
-        for part in parts
-    ]
-    return Quantized(
-        parts[0].format,
-        sum(part.n for part in parts),
-        k,
-        block_size,
-        np.concatenate([part.weight for part in parts], axis=1),
-        np.concatenate([scale.astype(np.float32) for scale in scales], axis=1),
-        np.ones((1, 1, 1), np.float32),
-        lossless=all(part.lossless for part in parts),
-    )

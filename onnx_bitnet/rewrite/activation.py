@@ -18,8 +18,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_bitnet.rewrite.bias import only_reader
-from onnx_bitnet.rewrite.factors import FLOATS, Factor, bound, factor, skip
-from onnx_bitnet.rewrite.records import Activations, Linear, Site, operand
+from onnx_bitnet.rewrite.factors import DEEPEST, FLOATS, Factor, bound, factor, skip
+from onnx_bitnet.rewrite.records import Activations, Linear, Site, made_by, operand
 from onnx_bitnet.rewrite.types import element_type
 
 _LEVELS = 127
@@ -94,8 +94,8 @@ def quantization(linear: Linear, site: Site) -> Linear:
     found = _integers(x, site)
     if found is not None:
         return _integer_product(linear, found, site)
-    node = x.producer()
-    if node is None or node.domain or node.op_type not in ("Mul", "Div"):
+    node = made_by(x, "Mul", "Div", inputs=2)
+    if node is None:
         return linear
     for index in (0, 1) if node.op_type == "Mul" else (0,):
         found = _integers(skip(operand(node, index)), site)
@@ -108,14 +108,15 @@ def quantization(linear: Linear, site: Site) -> Linear:
 def _integers(value: ir.Value, site: Site) -> _Integers | None:
     """Read q backwards from its value."""
     low, high = -np.inf, np.inf
-    while (limit := _limit(value, site)) is not None:
+    for _ in range(DEEPEST):
+        limit = _limit(value, site)
+        if limit is None:
+            break
         value, least, most = limit
         low, high = max(low, least), min(high, most)
-    node = skip(value).producer()
-    if node is None or node.domain or node.op_type != "Round":
-        return None
-    node = skip(operand(node, 0)).producer()
-    if node is None or node.domain or node.op_type not in ("Mul", "Div"):
+    rounding = made_by(skip(value), "Round")
+    node = rounding and made_by(skip(operand(rounding, 0)), "Mul", "Div", inputs=2)
+    if node is None:
         return None
     by_product = node.op_type == "Mul"
     for index in (0, 1) if by_product else (0,):
@@ -127,19 +128,19 @@ def _integers(value: ir.Value, site: Site) -> _Integers | None:
 
 def _limit(value: ir.Value, site: Site) -> tuple[ir.Value, float, float] | None:
     """Return what a node limits, and its bounds; None if it is no such node."""
-    node = value.producer()
-    if node is None or node.domain or not node.inputs or node.inputs[0] is None:
+    node = made_by(value, "Cast", "Clip") or made_by(value, "Max", "Min", inputs=2)
+    if node is None:
         return None
     match node.op_type:
         case "Cast":
             to = node.attributes.get_int("to")
             most = 127 if to == ir.DataType.INT8 else np.inf
-            return (node.inputs[0], -1 - most, most) if to in _SIGNED else None
+            return (operand(node, 0), -1 - most, most) if to in _SIGNED else None
         case "Clip":
             low, high = (bound(node.inputs[i], site) if len(node.inputs) > i else None for i in (1, 2))
             if len(node.inputs) == 1:  # before opset 11
                 low, high = node.attributes.get_float("min"), node.attributes.get_float("max")
-            return node.inputs[0], *_open(low, high)
+            return operand(node, 0), *_open(low, high)
         case "Max" | "Min" if len(node.inputs) == 2:
             for index in (0, 1):
                 limit = bound(operand(node, 1 - index), site)
@@ -220,17 +221,17 @@ def _folded(linear: Linear, scaled: Linear, found: _Integers, activations: Activ
 
 def _typed(found: _Integers, dtype: ir.DataType) -> tuple[ir.Node, int] | None:
     """Return where x is read as a value of the wanted type, before as many Casts as possible."""
-    node: ir.Node | None = found.reader
-    index, place = found.index, None
-    while node is not None:
+    node, index, place = found.reader, found.index, None
+    for _ in range(DEEPEST):
         x = operand(node, index)
         if element_type(x) == dtype:
             place = node, index
-        node, index = x.producer(), 0
-        if node is None or node.domain or node.op_type not in ("Cast", "Identity"):
-            return place
+        cast = made_by(x, "Cast", "Identity")
+        if cast is None:
+            break
+        node, index = cast, 0
         if (element_type(operand(node, 0)) or dtype).itemsize > (element_type(x) or dtype).itemsize:
-            return place
+            break
     return place
 
 

@@ -6,18 +6,20 @@ many ways. Each of them is read here as one `Factor`, together with the order in
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 
+from onnx_bitnet.errors import EvaluationError
 from onnx_bitnet.rewrite.constants import Constant
-from onnx_bitnet.rewrite.records import Site, operand, rank
+from onnx_bitnet.rewrite.records import Site, made_by, operand, rank
 from onnx_bitnet.rewrite.straight_through import straight_through
 from onnx_bitnet.rewrite.types import element_type
 
 FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE)
+# Chains of real models are not half as deep; more is another graph, or a malicious one.
+DEEPEST = 12
 _WIDE = (None, ir.DataType.FLOAT, ir.DataType.DOUBLE)
 
 
@@ -72,40 +74,39 @@ class Factor:
 
 def skip(value: ir.Value) -> ir.Value:
     """Look through what changes neither numbers nor shape: Identity, Cast between floats, and x + (q - x)."""
-    while (source := _skipped(value)) is not None:
+    for _ in range(DEEPEST):
+        source = _skipped(value)
+        if source is None:
+            break
         value = source
     return value
 
 
 def _skipped(value: ir.Value) -> ir.Value | None:
-    node = value.producer()
-    if node is None or node.domain or not node.inputs or node.inputs[0] is None:
-        return None
-    if node.op_type == "Identity":
-        return node.inputs[0]
-    if node.op_type == "Cast" and node.attributes.get_int("to") in FLOATS:
+    node = made_by(value, "Identity", "Cast")
+    if node is not None and (node.op_type == "Identity" or node.attributes.get_int("to") in FLOATS):
         return node.inputs[0]
     return straight_through(value)
 
 
 def narrowed(value: ir.Value) -> ir.DataType | None:
     """Return the 16-bit type that a value has on its way through what `skip` looks through, or None."""
-    while value is not None:
+    for _ in range(DEEPEST):
         dtype = element_type(value)
         if dtype not in _WIDE:
             return dtype
         source = _skipped(value)
         if source is None:
-            return None
+            break
         value = source
     return None
 
 
-def factor(value: ir.Value, site: Site) -> Factor | None:
-    """Read a value as a factor of the rows of some x; None if it is nothing of the kind."""
+def factor(value: ir.Value, site: Site, depth: int = DEEPEST) -> Factor | None:
+    """Read a value as a factor of the rows of some x; None if it is nothing of the kind, or too deep."""
     if value in site.facts.known:
         return _constant(value, site)
-    found = _computed(skip(value), site)
+    found = _computed(skip(value), site, depth - 1) if depth else None
     if found is None:
         return None
     return replace(found, narrow=found.narrow or narrowed(value))
@@ -113,14 +114,8 @@ def factor(value: ir.Value, site: Site) -> Factor | None:
 
 def _constant(value: ir.Value, site: Site) -> Factor | None:
     """One number, or one for each value of the last axis; None for anything else."""
-    constant = site.constant(value)
-    if not isinstance(constant, Constant):
-        return None
-    *lead, _ = constant.shape or (1,)
-    if any(dim != 1 for dim in lead):
-        return None
-    array = np.asarray(constant.array(), np.float64).reshape(-1)
-    if not array.size or not np.all(np.isfinite(array)) or np.any(array == 0):
+    array = _numbers(value, site)
+    if array is None or not array.size or not np.all(np.isfinite(array)) or np.any(array == 0):
         return None
     if np.all(array == array[0]):
         array = array[0]
@@ -128,32 +123,42 @@ def _constant(value: ir.Value, site: Site) -> Factor | None:
     return Factor(array, spelled=named)
 
 
-def _computed(value: ir.Value, site: Site) -> Factor | None:
-    node = value.producer()
-    if node is None or node.domain or not node.inputs or node.inputs[0] is None:
+def _computed(value: ir.Value, site: Site, depth: int) -> Factor | None:
+    if node := made_by(value, "Mul", "Div", "Add", inputs=2):
+        return _combined(node, site, depth)
+    node = made_by(value, "Reciprocal", "Clip", "Max", "Unsqueeze", "ReduceMax")
+    if node is None:
         return None
     match node.op_type:
-        case "Mul" | "Div":
-            left, right = (factor(operand(node, index), site) for index in (0, 1))
-            return left and right and left.times(right, "*" if node.op_type == "Mul" else "/")
         case "Reciprocal":
-            found = factor(node.inputs[0], site)
+            found = factor(operand(node, 0), site, depth)
             return found and found.inverse
         case "Clip" | "Max":
-            return _at_least(node, site)
-        case "Add":
-            return _added(node, site)
+            return _at_least(node, site, depth)
         case "Unsqueeze":
-            return factor(node.inputs[0], site)
+            return factor(operand(node, 0), site, depth)
         case "ReduceMax":
             return _peak(node, site)
     return None
 
 
+def _combined(node: ir.Node, site: Site, depth: int) -> Factor | None:
+    left = factor(operand(node, 0), site, depth)
+    right = left and factor(operand(node, 1), site, depth)
+    if left is None or right is None:
+        return None
+    if node.op_type != "Add":
+        return left.times(right, "*" if node.op_type == "Mul" else "/")
+    row, constant = (left, right) if left.power else (right, left)
+    if row.power != 1 or constant.power or constant.coefficient.ndim:
+        return None
+    return replace(row, unlike=row.unlike or f"it adds {float(constant.coefficient):g} to the peak")
+
+
 def _peak(node: ir.Node, site: Site) -> Factor | None:
     """max|x| over the last axis."""
-    magnitude = skip(operand(node, 0)).producer()
-    if magnitude is None or magnitude.domain or magnitude.op_type != "Abs":
+    magnitude = made_by(skip(operand(node, 0)), "Abs")
+    if magnitude is None:
         return None
     x = operand(magnitude, 0)
     axes = _axes(node, site)
@@ -167,18 +172,18 @@ def _peak(node: ir.Node, site: Site) -> Factor | None:
 
 def _axes(node: ir.Node, site: Site) -> list[int] | None:
     if len(node.inputs) > 1 and node.inputs[1] is not None:
-        constant = site.constant(node.inputs[1])
-        return [int(axis) for axis in constant.array()] if isinstance(constant, Constant) else None
+        array = _numbers(node.inputs[1], site)
+        return None if array is None else [int(axis) for axis in array]
     axes = node.attributes.get_ints("axes")
     return None if axes is None else list(axes)
 
 
-def _at_least(node: ir.Node, site: Site) -> Factor | None:
+def _at_least(node: ir.Node, site: Site, depth: int) -> Factor | None:
     """A factor with a lower bound, by Clip or Max with a constant."""
     inputs = [value for value in node.inputs if value is not None]
     if node.op_type == "Max" and len(inputs) == 2 and inputs[0] in site.facts.known:
         inputs.reverse()
-    found = factor(inputs[0], site)
+    found = factor(inputs[0], site, depth)
     if found is None or found.power != 1 or found.coefficient.ndim:
         return None
     low: float | None
@@ -196,17 +201,16 @@ def _at_least(node: ir.Node, site: Site) -> Factor | None:
 
 def bound(value: ir.Value | None, site: Site) -> float | None:
     """Return a constant of one number, such as a bound of Clip; None if it is absent or no such constant."""
-    constant = site.constant(value) if value is not None else None
-    if not isinstance(constant, Constant) or math.prod(constant.shape) != 1:
-        return None
-    return float(np.asarray(constant.array(), np.float64).reshape(-1)[0])
+    array = _numbers(value, site) if value is not None else None
+    return float(array[0]) if array is not None and array.size == 1 else None
 
 
-def _added(node: ir.Node, site: Site) -> Factor | None:
-    """A peak with a small constant added to it, which is not the op's way."""
-    parts = [factor(operand(node, index), site) for index in (0, 1)]
-    row = next((part for part in parts if part is not None and part.power == 1), None)
-    constant = next((part for part in parts if part is not None and part.power == 0), None)
-    if row is None or constant is None or constant.coefficient.ndim:
+def _numbers(value: ir.Value, site: Site) -> np.ndarray | None:
+    """Return a constant whose axes but the last are of length 1 as float64; None if it is no such thing."""
+    constant = site.constant(value)
+    if not isinstance(constant, Constant) or any(dim != 1 for dim in constant.shape[:-1]):
         return None
-    return replace(row, unlike=row.unlike or f"it adds {float(constant.coefficient):g} to the peak")
+    try:
+        return np.asarray(constant.array(), np.float64).reshape(-1)
+    except (EvaluationError, TypeError, ValueError):  # it cannot be computed, or is made of text
+        return None

@@ -16,7 +16,7 @@ from types import MappingProxyType
 import onnx.parser
 import onnx_ir as ir
 
-from onnx_bitnet.formats import FORMATS, Format
+from onnx_bitnet.formats import FORMATS, PANEL_OP, Format
 
 DOMAIN = "onnx_bitnet"
 VERSION = 1
@@ -120,6 +120,25 @@ _UNPACK_I2S = """
     fields = Mod (shifted, radix)
     row_codes = Reshape (fields, join)"""
 
+# Panels of 64 outputs: 16 inputs of each are 4 bytes of 4 fields, which count inputs by 4 and by 1.
+_UNPACK_PANELS = """
+    shifts = Constant <value = uint8[4] {0, 2, 4, 6}> ()
+    radix = Constant <value = uint8 {4}> ()
+    sixteen = Constant <value = int64[1] {16}> ()
+    step_shape = Constant <value = int64[6] {0, 0, -1, 64, 4, 1}> ()
+    bytes = Reshape (weight, step_shape)
+    shifted = BitShift <direction = "RIGHT"> (bytes, shifts)
+    fields = Mod (shifted, radix)
+    outputs_first = Transpose <perm = [0, 1, 3, 2, 5, 4]> (fields)
+    K_negative = Neg (K)
+    missing_K = Mod (K_negative, sixteen)
+    padded_K = Add (K, missing_K)
+    all_rows = Constant <value = int64[2] {0, -1}> ()
+    all_rows_shape = Concat <axis = 0> (all_rows, padded_K)
+    all_row_codes = Reshape (outputs_first, all_rows_shape)
+    N = Shape (bias)
+    row_codes = Slice (all_row_codes, int_0, N, int_1)"""
+
 # Numbers of some trits each, of which `powers` says what each digit counts.
 _DIGITS = """
     three = Constant <value = int32 {3}> ()
@@ -222,8 +241,8 @@ _ATTRIBUTES_11 = """
     activation_scale = Reshape (activation_scale_matrix, int_1)"""
 
 
-def matmul(form: Format, opset: int) -> ir.Function:
-    """Make the body of a format's op for models that import this version of the default domain.
+def matmul(form: Format, opset: int, op_type: str | None = None) -> ir.Function:
+    """Make the body of a format's op, or of MatMulPanel, for models that import this default domain.
 
     y = (Q(x) W^T) * step + bias with W = sum over planes p of scale[p] * (code[p] - zero_point[p]),
     for all attributes of the op: planes, blocks (ragged ones too), zero points, float16 scales,
@@ -237,9 +256,9 @@ def matmul(form: Format, opset: int) -> ir.Function:
     text = _MATMUL.substitute(
         opset=opset,
         domain=DOMAIN,
-        op_type=form.op_type,
+        op_type=op_type or form.op_type,
         zero_point="zero_point," if form.four_levels else "",
-        unpack=_UNPACK[form.name],
+        unpack=_UNPACK_PANELS if op_type == PANEL_OP else _UNPACK[form.name],
         centre=_CENTRE_BY_ZERO_POINT if form.four_levels else "    centred = Sub (blocks, float_1)",
         attributes=_ATTRIBUTES if opset >= 12 else _ATTRIBUTES_11,
         sum_of_planes=_reduce("ReduceSum", "planes", "int_0", keepdims=False, axes_are_input=opset >= 13),
@@ -342,7 +361,8 @@ def block_hadamard(opset: int) -> ir.Function:
 
 
 FUNCTIONS: Mapping[str, Callable[[int], ir.Function]] = MappingProxyType(
-    {form.op_type: partial(matmul, form) for form in FORMATS.values()} | {"BlockHadamard": block_hadamard}
+    {form.op_type: partial(matmul, form) for form in FORMATS.values()}
+    | {PANEL_OP: partial(matmul, FORMATS["i2s"], op_type=PANEL_OP), "BlockHadamard": block_hadamard}
 )
 """Op type -> what makes its body for an opset."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,14 +10,14 @@ import onnx_ir as ir
 
 from onnx_bitnet import reference
 from onnx_bitnet.errors import ModelError
-from onnx_bitnet.formats import FORMATS, Format
+from onnx_bitnet.formats import FORMATS, PANEL_OP, Format, from_panels, panel_shape
 from onnx_bitnet.quantize import Quantized
 from onnx_bitnet.rewrite.functions import DOMAIN
 from onnx_bitnet.rewrite.replace import LAYER
 
 _Tensors = tuple[ir.TensorProtocol, ...]
 _WAY_OUT = "convert the model again"
-_FORMATS = {layout.op_type: layout for layout in FORMATS.values()}
+_FORMATS = {form.op_type: form for form in FORMATS.values()} | {PANEL_OP: FORMATS["i2s"]}
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class PackedNode:
         k: inputs.
         block_size: inputs that share a scale; 0 means all of K.
         activation_bits: 8, 16 or 32.
-        tensors: weight uint8 (P, N, row_bytes), scale (P, N or 1, G or 1) and, where the format has one,
-            zero point likewise.
+        tensors: weight uint8 (P, N, row_bytes), or panels, scale (P, N or 1, G or 1) and, where the format
+            has one, zero point likewise.
         root: the main graph, or the body of the function that the node is in.
     """
 
@@ -53,13 +53,15 @@ class PackedNode:
         return sum(tensor.nbytes for tensor in self.tensors)
 
     def arrays(self) -> list[np.ndarray]:
-        """Load weight, scale and zero point, which is 1 where the format has none.
+        """Load weight in canonical bytes, scale and zero point, which is 1 where the format has none.
 
         Raises:
-            ModelError: the file holds fewer or more bytes than their shapes need.
+            ModelError: the file holds fewer or more bytes than their shapes need, or damaged panels.
         """
         try:
             arrays = [tensor.numpy() for tensor in self.tensors]
+            if self.node.op_type == PANEL_OP:
+                arrays[0] = from_panels(arrays[0], self.n, self.k)
         except (ValueError, OSError) as error:
             raise ModelError(
                 f"packed node {self.layer!r}: its data is damaged: {error}; {_WAY_OUT}"
@@ -75,15 +77,20 @@ class PackedNode:
             self.format, self.n, self.k, self.block_size, weight, scale, zero_point, lossless=True
         )
 
-    def rows(self, rows: slice) -> np.ndarray:
-        """Decode some rows of the weight as float32 (rows, K), by the NumPy reference.
+    def decoder(self) -> Callable[[slice], np.ndarray]:
+        """Return what decodes rows of the weight to float32 (rows, K), by the NumPy reference.
 
-        Raises:
-            ValueError: the weight holds bytes that stand for no codes.
+        It raises ValueError where bytes stand for no codes.
         """
         weight, *parameters = self.arrays()
-        scale, zero_point = (part if part.shape[1] == 1 else part[:, rows] for part in parameters)
-        return reference.dequantize(weight[:, rows], scale, zero_point, self.k, self.block_size, self.format)
+
+        def decode(rows: slice) -> np.ndarray:
+            scale, zero_point = (part if part.shape[1] == 1 else part[:, rows] for part in parameters)
+            return reference.dequantize(
+                weight[:, rows], scale, zero_point, self.k, self.block_size, self.format
+            )
+
+        return decode
 
     def codes(self) -> Iterator[np.ndarray]:
         """Yield the codes uint8 (N, K) of each plane.
@@ -127,7 +134,8 @@ def _read(node: ir.Node, layout: Format, root: ir.Graph) -> PackedNode:
     tensors = tuple(filter(None, map(ir.convenience.get_const_tensor, given)))
     if len(tensors) != count:
         raise ModelError(f"{where}: weight, scale or zero point is not a constant; {_WAY_OUT}")
-    if not _fit(tensors, n, layout.row_bytes(k), -(-k // (block_size or k))):
+    rows = panel_shape(n, k) if node.op_type == PANEL_OP else (n, layout.row_bytes(k))
+    if not _fit(tensors, n, rows, -(-k // (block_size or k))):
         shapes = ", ".join(f"{tensor.dtype} {list(tensor.shape.numpy())}" for tensor in tensors)
         raise ModelError(
             f"{where}: weight, scale and zero point ({shapes}) do not fit N = {n}, K = {k}, "
@@ -137,13 +145,14 @@ def _read(node: ir.Node, layout: Format, root: ir.Graph) -> PackedNode:
     return PackedNode(layer, node, layout.name, n, k, block_size, bits, tensors, root)
 
 
-def _fit(tensors: _Tensors, n: int, row_bytes: int, groups: int) -> bool:
+def _fit(tensors: _Tensors, n: int, rows: tuple[int, int], groups: int) -> bool:
+    """Return whether a weight (P, *rows) and its parameters have the shapes and types of an op."""
     weight, *parameters = tensors
     shape = weight.shape.numpy()
-    shapes = {(*shape[:1], rows, count) for rows in (1, n) for count in (1, groups)}
+    shapes = {(*shape[:1], outputs, count) for outputs in (1, n) for count in (1, groups)}
     return (
         weight.dtype == ir.DataType.UINT8
-        and shape[1:] == (n, row_bytes)
+        and shape[1:] == rows
         and all(
             tensor.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16) and tensor.shape.numpy() in shapes
             for tensor in parameters

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -184,15 +184,16 @@ class PlainNode:
     layer: str
     node: ir.Node
 
-    def rows(self, rows: slice) -> np.ndarray:
-        """Return some rows of its weight as float32 (rows, K)."""
+    def decoder(self) -> Callable[[slice], np.ndarray]:
+        """Return what gives rows of its weight as float32 (rows, K)."""
         value = operand(self.node, 1)
         made_by = value.producer()
         if made_by is not None and made_by.op_type == "Cast":
             value = operand(made_by, 0)
         tensor = ir.convenience.get_const_tensor(value)
         assert tensor is not None
-        return tensor.numpy()[:, rows].T.astype(np.float32)
+        weight = tensor.numpy()
+        return lambda rows: weight[:, rows].T.astype(np.float32)
 
 
 def plain_nodes(model: ir.Model) -> Iterator[PlainNode]:

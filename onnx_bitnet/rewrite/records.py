@@ -175,6 +175,14 @@ class Site:
         return weight.reshape(rows, columns)
 
 
+def made_by(value: ir.Value, *op_types: str, inputs: int = 1) -> ir.Node | None:
+    """Return the node that makes a value if it is one of these standard ops and has its first inputs."""
+    node = value.producer()
+    if node is None or node.domain or node.op_type not in op_types:
+        return None
+    return node if len(node.inputs) >= inputs and None not in node.inputs[:inputs] else None
+
+
 def operand(node: ir.Node, index: int) -> ir.Value:
     """Return an input that must be there."""
     value = node.inputs[index]

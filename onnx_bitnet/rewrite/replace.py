@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from onnx_bitnet.formats import FORMATS
+from onnx_bitnet.formats import FORMATS, PANEL_OP, to_panels
 from onnx_bitnet.quantize import Quantized
 from onnx_bitnet.rewrite.cleanup import release
 from onnx_bitnet.rewrite.functions import DOMAIN, FUNCTIONS, VERSION
@@ -18,6 +18,9 @@ from onnx_bitnet.rewrite.records import Linear, Reshaping, unique
 LAYER = f"{DOMAIN}.layer"
 X = f"{DOMAIN}.x"
 Y = f"{DOMAIN}.y"
+LAYERS = f"{DOMAIN}.layers"
+SEPARATOR = "\n"
+"""Between the names in `Y` and `LAYERS` of an op that stands for several layers."""
 
 _FUNCTIONS_SINCE = 8  # IR version
 _UNSQUEEZE_INPUT_SINCE = 13  # opset
@@ -82,6 +85,7 @@ def replace(
     *,
     activation_bits: int,
     activation_scale: float = 0.0,
+    layout: str = "canonical",
     shared: Shared | None = None,
 ) -> ir.Node:
     """Replace one layer by the packed op and return that.
@@ -97,13 +101,14 @@ def replace(
         quantized: its weight, `linear.weight.array()`, packed.
         activation_bits: 8, 16 or 32.
         activation_scale: step of statically quantized activations; 0 quantizes each row by its own peak.
+        layout: `panel` for i2s weights that lie in the file as kernels read them, or `canonical`.
         shared: the same object for all replacements in a model; None if there is only this one.
     """
-    op_type = FORMATS[quantized.format].op_type
+    op_type = PANEL_OP if layout == "panel" else FORMATS[quantized.format].op_type
     _declare_op(model, linear.root, op_type)
     edit = Edit(linear, shared or Shared.of(model))
     x = edit.enter()
-    packed = edit.packed(quantized)
+    packed = edit.packed(quantized, layout)
     node = ir.Node(
         DOMAIN,
         op_type,
@@ -211,9 +216,11 @@ class Edit:
             addend = self.op("Mul", [addend, constant])
         return self.op("Add", [value, addend])
 
-    def packed(self, quantized: Quantized) -> Iterator[ir.Value]:
+    def packed(self, quantized: Quantized, layout: str) -> Iterator[ir.Value]:
         """Yield weight, scale and, where the format has one, zero point."""
         tensors = {quantized.format: quantized.weight, "scale": quantized.scale}
+        if layout == "panel":
+            tensors = {"panel": to_panels(quantized.weight, quantized.k), "scale": quantized.scale}
         if FORMATS[quantized.format].four_levels:
             tensors["zero_point"] = quantized.zero_point
         for suffix, array in tensors.items():

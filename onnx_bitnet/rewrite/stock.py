@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,14 +68,14 @@ class StockNode:
     layer: str
     node: ir.Node
 
-    def rows(self, rows: slice) -> np.ndarray:
-        """Decode some rows of its weight as float32 (rows, K), by the NumPy reference."""
+    def decoder(self) -> Callable[[slice], np.ndarray]:
+        """Return what decodes rows of its weight to float32 (rows, K), by the NumPy reference."""
         weight, scale = (_array(operand(self.node, index)) for index in (1, 2))
         if self.node.op_type == "DynamicQuantizeMatMul":
-            decoded: np.ndarray = weight.T[rows] * (scale if scale.size == 1 else scale[rows, None])
-            return decoded
+            by_row = np.broadcast_to(scale, weight.shape[1])[:, None]
+            return lambda rows: weight.T[rows] * by_row[rows]
         bits, k = (self.node.attributes[name].as_int() for name in ("bits", "K"))
-        return reference.dequantize_nbits(weight[rows], scale[rows], bits, k)
+        return lambda rows: reference.dequantize_nbits(weight[rows], scale[rows], bits, k)
 
 
 def _array(value: ir.Value) -> np.ndarray:

@@ -17,6 +17,8 @@ def straight_through(value: ir.Value) -> ir.Value | None:
         difference = None if other is None else other.producer()
         if difference is None or difference.domain or difference.op_type != "Sub":
             continue
+        if len(difference.inputs) != 2:
+            continue
         q, subtracted = difference.inputs
         if subtracted is x and q is not None and _same_shape(q, value):
             return q

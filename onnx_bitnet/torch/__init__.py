@@ -5,7 +5,7 @@
 >>> ...  # train as always, or distill(model, teacher, batches, Settings(steps=1000))
 >>> torch.onnx.export(freeze(model), example, "model.onnx")               # doctest: +SKIP
 
-What comes out converts without loss: `onnx-bitnet convert model.onnx --activation-bits 8`.
+What comes out converts without loss, activations included: `onnx-bitnet convert model.onnx`.
 """
 
 from onnx_bitnet.torch.distill import Settings, Step, distill

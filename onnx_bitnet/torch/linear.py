@@ -98,11 +98,13 @@ class BitLinear(nn.Linear):
 
     def ternary(self) -> Tensor:
         """Return the weights (N, K) that the layer computes with: in each group only -s, 0 and s."""
+        return rounding.round_weights(self.weight, self.scales(), self.granularity)
+
+    def scales(self) -> Tensor:
+        """Return the scale of each group, float (N or 1, G)."""
         if self.log_scale is None:
-            scale = rounding.absmean(self.weight.detach(), self.granularity)
-        else:
-            scale = self.log_scale.exp()
-        return rounding.round_weights(self.weight, scale, self.granularity)
+            return rounding.absmean(self.weight.detach(), self.granularity)
+        return self.log_scale.exp()
 
     def extra_repr(self) -> str:
         """Return what print shows."""
@@ -123,17 +125,28 @@ class BitLinear(nn.Linear):
         return torch.from_numpy(scale).to(self.weight).clamp(min=1e-8)
 
 
-class TernaryLinear(nn.Linear):
-    """What a trained BitLinear computes, in the plain ops that exporters write and `convert` recognizes."""
+class TernaryLinear(nn.Module):
+    """What a trained BitLinear computes, in the plain ops that exporters write and `convert` recognizes.
+
+    With one scale for a matrix or an output the product is one of integers, and the packed op computes the
+    same bits; with one for a block of inputs it is one of floats. The weights are exactly ternary in both.
+    """
 
     def __init__(self, layer: BitLinear) -> None:
         """Take the ternary weights and the bias of a layer; they train no more."""
-        super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+        super().__init__()
         self.activation_bits = layer.activation_bits
-        self.weight = nn.Parameter(layer.ternary().detach().clone(), requires_grad=False)
-        if layer.bias is not None:
-            self.bias = nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
+        weight, scale = layer.ternary().detach(), layer.scales().detach()
+        integer = scale.shape[1] == 1 and layer.activation_bits < 32
+        self.register_buffer("weight", weight.sign() if integer else weight)
+        self.register_buffer("scale", scale.flatten() if integer else None)
+        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
         """Return float (..., N) of x (..., K)."""
-        return functional.linear(rounding.round_activations(x, self.activation_bits), self.weight, self.bias)
+        if self.scale is None:
+            rounded = rounding.round_activations(x, self.activation_bits)
+            return functional.linear(rounded, self.weight, self.bias)
+        q, step = rounding.integers(x, self.activation_bits)
+        y = functional.linear(q, self.weight) * (step * self.scale)
+        return y if self.bias is None else y + self.bias

@@ -23,9 +23,24 @@ def round_activations(x: Tensor, bits: int = 8) -> Tensor:
     """
     if bits == 32:
         return x
-    levels = 2 ** (bits - 1) - 1
-    s = x.abs().amax(dim=-1, keepdim=True).clamp(min=_SMALLEST).reciprocal() * levels
-    return (x * s).round().clamp(-levels - 1, levels) / s
+    q, _, s = _quantized(x, bits)
+    return q / s
+
+
+def integers(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Return the integers (..., K) that x is rounded to, as floats, and their step (..., 1): x ~ q * step."""
+    q, peak, _ = _quantized(x, bits)
+    return q, peak / _levels(bits)
+
+
+def _quantized(x: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+    peak = x.abs().amax(dim=-1, keepdim=True).clamp(min=_SMALLEST)
+    s = peak.reciprocal() * _levels(bits)
+    return (x * s).round().clamp(-_levels(bits) - 1, _levels(bits)), peak, s
+
+
+def _levels(bits: int) -> int:
+    return 2 ** (bits - 1) - 1
 
 
 def absmean(weight: Tensor, granularity: str) -> Tensor:

@@ -111,3 +111,36 @@ def test_whole_models():
     shown = run("models.py", "digits", "--threads", 1, "--rounds", 1)
     assert "| digits | batch 64 | 1 |" in shown
     assert "| digits | memory, MB |" in shown
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_of_sessions_is_bounded(tmp_path):
+    """A session holds each weight once, two share them, and panels in the file are not copied."""
+    shown = run("memory.py", "--layers", 4, "--variants", "i2s", "panel", "--folder", tmp_path)
+    rows = [line.strip("| ").split(" | ") for line in shown.splitlines()[-4:]]
+    assert [row[:2] for row in rows] == [[f"{name}, 70 MB", n] for name in ("i2s", "panel") for n in "12"]
+    assert max(float(row[-1]) for row in rows) <= 1.3
+    assert max(float(row[4]) for row in rows[2:]) <= 20  # MB of the process's own
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_decoder_is_timed():
+    small = ("--geometry", "tiny", "--threads", 1, "--prefill", 8, "--decode", 2, "--rounds", 1)
+    shown = run("decoder.py", *small, "--head", "int8", "--types")
+    assert "| ours, head int8 | 1 |" in shown
+    assert "| MatMulI2S |" in shown
+
+
+def test_llama_files_are_ternary(tmp_path):
+    pytest.importorskip("gguf", reason="install the extra [text]")
+    sys.path.insert(0, str(BENCH))
+    import llama_files
+
+    from onnx_bitnet.decoder import GEOMETRIES
+
+    architecture = GEOMETRIES["tiny"].replace(hidden=256, ffn=512, vocabulary=512)
+    llama_files.write(tmp_path / "model.gguf", architecture, "TQ2_0")
+    weights = bn.load_weights(tmp_path / "model.gguf")
+    assert len(weights) == 7 * architecture.layers
+    assert {weight.granularity for weight in weights.values()} == {"tensor"}
+    assert weights.others["token_embd.weight"].shape == (512, 256)

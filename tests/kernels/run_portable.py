@@ -143,14 +143,27 @@ def write_answers(path: Path) -> None:
     path.write_bytes(b"".join(piece for case in cases() for piece in contents(case)))
 
 
-def build(program: Path, compiler: str, flags: list[str], emulate_amx: bool = False) -> None:
-    """Compile portable.c, the core, and the kernels of the compiler's machine, each with its flags."""
+def sanitizer(compiler: str, name: str) -> Path | None:
+    """Return the library of a sanitizer, or None where the compiler came without it."""
+    command = [compiler, f"-print-file-name=lib{name[0]}san.so"]
+    path = Path(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
+    return path if path.is_absolute() else None
+
+
+def build(
+    program: Path,
+    compiler: str,
+    flags: list[str],
+    emulate_amx: bool = False,
+    source: str = "portable.c",
+) -> None:
+    """Compile a program of this folder, the core, and the kernels of the machine, each with its flags."""
     target = subprocess.run([compiler, "-dumpmachine"], check=True, capture_output=True, text=True).stdout
     machine = target.partition("-")[0].replace("arm64", "aarch64")
     rows = ROW.findall((EXT / "isa.inc").read_text())
     own = {name: text.split() for name, text, row_machine in rows if row_machine in ("any", machine)}
     macros = [f"-DBN_HAVE_{name}={int(name in own)}" for name, _, _ in rows]
-    core = [HERE / "portable.c", *EXT.glob("*.c")]
+    core = [HERE / source, *EXT.glob("*.c")]
     if emulate_amx:
         core = [HERE / "amx_is_here.c" if path.name == "cpu_amx.c" else path for path in core]
         own["amx"] += ["-include", str(HERE / "amx_emulated.h")]
@@ -162,7 +175,7 @@ def build(program: Path, compiler: str, flags: list[str], emulate_amx: bool = Fa
         if sources:
             subprocess.run(command, check=True, cwd=folder)
     objects = sorted(folder.glob("*.o"))
-    subprocess.run([compiler, *flags, *objects, "-lm", "-o", program], check=True)
+    subprocess.run([compiler, *flags, *objects, "-lm", "-pthread", "-o", program], check=True)
 
 
 def main() -> int:

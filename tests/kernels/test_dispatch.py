@@ -108,7 +108,7 @@ def test_only_the_registration_is_exported() -> None:
     assert {name for name in exported if not name.startswith("__")} == {"RegisterCustomOps"}
 
 
-def test_the_core_has_no_state() -> None:
+def test_the_core_has_no_state_but_what_layers_share() -> None:
     if any("asan" in fields[0] for fields in nm("-D", "--format=posix")):
         pytest.skip("sanitizers add variables")
     variables = {
@@ -116,7 +116,7 @@ def test_the_core_has_no_state() -> None:
     }
     of_the_linker = {"completed.0", "__dso_handle", "__TMC_END__", "__bss_start", "_edata", "_end"}
     of_the_glue = {"domains"}  # ops/register.c: what ONNX Runtime keeps pointers to
-    assert variables - of_the_linker - of_the_glue == set()
+    assert variables - of_the_linker - of_the_glue == {"table"}  # share.c
 
 
 def test_isa_rows_are_ordered_by_strength() -> None:

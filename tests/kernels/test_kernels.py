@@ -239,13 +239,27 @@ def test_scale_equals_scalar(kernel: Kernel, guarded: Guarded, parts: int, zero_
         zero = 128 if zero_point == "128" else 1
         sums //= zero
         factor = guarded(rng.random(rows, np.float32))
-        start = rng.normal(size=(rows, 64)).astype(np.float32)
-        got, expected = guarded(start), guarded(start)
-        for y, isa in ((got, kernel.isa), (expected, "scalar")):
-            _native.scale(acc, sums, code_sum, scale, zeros, factor, y, panels=panels, isa=isa, zero=zero)
-        assert np.array_equal(got, expected)
-        assert np.array_equal(got[:, panels * 16 :], start[:, panels * 16 :])
-        assert not np.array_equal(got[:, : panels * 16], start[:, : panels * 16])
+        start = guarded(rng.normal(size=(rows, 64)).astype(np.float32))
+        last = {"bias": guarded(np.arange(64, dtype=np.float32)), "rescale": factor}
+        for columns, options in ((64, {"before": start}), (16 * panels, {}), (80, {"before": start, **last})):
+            ys = [guarded(np.full((rows, columns), 77, np.float32)) for _ in range(2)]
+            for y, isa in zip(ys, (kernel.isa, "scalar"), strict=True):
+                _native.scale(
+                    acc,
+                    sums,
+                    code_sum,
+                    scale,
+                    zeros,
+                    factor,
+                    y,
+                    panels=panels,
+                    isa=isa,
+                    zero=zero,
+                    **options,
+                )
+            assert np.array_equal(*ys)
+            assert (ys[0][:, panels * 16 :] == 77).all()
+            assert not (ys[0][:, : panels * 16] == 77).any()
 
 
 @every("widen")
@@ -449,3 +463,18 @@ def test_compare_sums_in_lanes(kernel: Kernel, guarded: Guarded) -> None:
             assert error == lanes((wide - decoded) ** 2), k
             assert signal == lanes(wide**2), k
             assert zeros == np.count_nonzero(decoded == 0), k
+
+
+@every("panel")
+def test_panel(kernel: Kernel, guarded: Guarded) -> None:
+    """Words of 4 x 4 fields change rows for columns, inside and among each other."""
+    rng = np.random.default_rng(0)
+    for width in (1, 2, 3, 4):
+        for steps in (*range(1, 20), 31, 32, 33, 160):
+            rows = guarded(rng.integers(0, 256, (16 * width, 4 * steps), np.uint8))
+            out = guarded(np.zeros(rows.size, np.uint8))
+            _native.panel(rows, out, isa=kernel.isa)
+            fields = rows[..., None] >> np.array([0, 2, 4, 6], np.uint8) & 3
+            words = fields.reshape(16 * width, steps, 4, 4).transpose(1, 0, 3, 2)
+            expected = (words << np.array([0, 2, 4, 6], np.uint8)).sum(axis=-1, dtype=np.uint8)
+            assert np.array_equal(out, expected.reshape(-1))

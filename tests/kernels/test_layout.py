@@ -28,11 +28,20 @@ def panel_bytes(codes: np.ndarray, block_size: int) -> np.ndarray:
     return np.concatenate(out)
 
 
+ISAS = [
+    pytest.param(name, marks=pytest.mark.skipif(not runs_here, reason=f"this CPU lacks {name}"))
+    for name, runs_here in _native.isas()
+]
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("block_size", [0, 1, 5, 16, 32, 100])
-@pytest.mark.parametrize(("n", "k"), [(1, 1), (16, 16), (17, 15), (64, 33), (65, 130), (130, 257), (200, 7)])
-def test_panels_are_as_drawn(n: int, k: int, block_size: int) -> None:
+@pytest.mark.parametrize(
+    ("n", "k"), [(1, 1), (16, 16), (17, 15), (64, 33), (65, 130), (130, 257), (200, 7), (192, 384), (70, 200)]
+)
+def test_panels_are_as_drawn(n: int, k: int, block_size: int, isa: str) -> None:
     codes = np.random.default_rng(n * k).integers(0, 4, (n, k), np.uint8)
-    panels, code_sum = _native.panels(reference.pack_i2s(codes), k, block_size)
+    panels, code_sum = _native.panels(reference.pack_i2s(codes), k, block_size, isa=isa)
     assert np.array_equal(panels, panel_bytes(codes, block_size))
     for g, start in enumerate(reference.group_starts(k, block_size)):
         block = codes[:, start : start + (block_size or k)]

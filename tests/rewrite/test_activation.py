@@ -177,3 +177,18 @@ def test_only_ternary_bfloat16_weights_are_widened_in_a_float32_graph(tmp_path: 
     after, report = convert(model, tmp_path)
     assert ops(after) == ["MatMulI2S"]
     assert not any("bfloat16" in note for note in report.notes)
+
+
+def test_a_graph_that_looks_like_a_chain_without_end_is_left_quickly(tmp_path: Path):
+    """Each product doubles the ways back to x."""
+    squares = "".join(f"h{i + 1} = Mul (h{i}, h{i}) \n" for i in range(60))
+    model = layer(
+        f"""h0 = Add (x, one) \n {squares}
+        scaled = Mul (h60, x)
+        rounded = Round (scaled)
+        y = MatMul (rounded, W)""",
+        {},
+    )
+    after, report = convert(model, tmp_path)
+    assert only(report).activations == ""
+    assert ops(after) == [*ops(model)[:-1], "MatMulI2S"]
