@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from timing import open_session
 
 from onnx_bitnet import reference
+from onnx_bitnet.nbits import pack
 
 SCALE = np.float32(0.0437)
 PAGE = 4096
@@ -85,17 +86,8 @@ def nbits(bits: int, block: int) -> Callable[[Layer], Spelling]:
     """Return a spelling as MatMulNBits with int8 activations (accuracy_level 4)."""
 
     def spell(layer: Layer) -> Spelling:
-        n, k, per_byte = layer.n, layer.k, 8 // bits
-        codes = (layer.ternary.astype(np.int16) + (1 << (bits - 1))).astype(
-            np.uint8
-        )  # the zero point that is implied
-        packed = np.zeros((n, k // per_byte), np.uint8)
-        for place in range(per_byte):
-            packed |= codes[:, place::per_byte] << np.uint8(bits * place)
-        tensors = {
-            "weight": packed.reshape(n, k // block, block // per_byte),
-            "scale": np.full((n, k // block), SCALE),
-        }
+        n, k = layer.n, layer.k
+        tensors = {"weight": pack(layer.ternary, bits, block), "scale": np.full((n, k // block), SCALE)}
         attributes = {"K": k, "N": n, "bits": bits, "block_size": block, "accuracy_level": 4}
         return Spelling("MatMulNBits", "com.microsoft", tensors, axis=0, attributes=attributes)
 

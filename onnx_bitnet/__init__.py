@@ -7,9 +7,9 @@
 """
 
 from onnx_bitnet.calibrate import Calibration, calibrate
-from onnx_bitnet.convert import convert, plan
 from onnx_bitnet.errors import BitNetError
 from onnx_bitnet.kernels import Kernel, kernels
+from onnx_bitnet.planner import convert, plan
 from onnx_bitnet.quantize import Quantized, quantize
 from onnx_bitnet.recipe import Recipe, Rule
 from onnx_bitnet.report import Report

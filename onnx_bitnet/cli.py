@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import signal
 import sys
@@ -16,16 +15,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 import onnx_bitnet as bn
-from onnx_bitnet import tables
+from onnx_bitnet import plots, tables
 from onnx_bitnet.bench import bench as bench_models
 from onnx_bitnet.calibrate import Calibration, is_calibration
+from onnx_bitnet.convert import default_output
 from onnx_bitnet.decoder import Generator, Options, Sampling
 from onnx_bitnet.decoder import build as build_decoder
 from onnx_bitnet.decoder.folder import named_architecture
 from onnx_bitnet.doctor import examine
 from onnx_bitnet.errors import BitNetError, OutputError, RecipeError
 from onnx_bitnet.inspection import inspect as inspect_file
-from onnx_bitnet.recipe import Recipe
+from onnx_bitnet.options import Given, to_recipe, with_recipe
+from onnx_bitnet.planner import sensitivity as rank_layers
 from onnx_bitnet.validate import load_metric
 
 FAILURE, GATE_FAILED = 1, 3
@@ -52,49 +53,20 @@ Data = Annotated[
 Dim = Annotated[list[str] | None, typer.Option(help="NAME=SIZE of a symbolic dimension of random feeds")]
 Seed = Annotated[int, typer.Option(help="of random feeds")]
 
-RecipeFile = Annotated[Path | None, typer.Option("--recipe", help=".toml or .json; the options below win")]
-Mode = Annotated[str | None, typer.Option(help="auto, lossless or ternary")]
-Format = Annotated[str | None, typer.Option(help="auto, i2s, tl1, tl2 or t5")]
-Layout = Annotated[str | None, typer.Option(help="canonical, or panel: read in place, for low memory")]
-Granularity = Annotated[str | None, typer.Option(help="auto, tensor, channel or block:B")]
-Rounding = Annotated[str | None, typer.Option(help="auto, absmean, twn or mse")]
-Planes = Annotated[int | None, typer.Option(help="planes of codes, 1 to 4")]
-Levels = Annotated[int | None, typer.Option(help="3 (ternary) or 4 codes")]
-ActivationBits = Annotated[str | None, typer.Option(help="auto, 8, 16 or 32")]
-ActivationScale = Annotated[
-    str | None, typer.Option(help="dynamic, or from data: minmax, percentile, mse, kl, moving-average")
-]
 CalibrationData = Annotated[
     Path | None, typer.Option("--data", help="feeds as in validate, or what calibrate wrote")
 ]
-Keep = Annotated[list[str] | None, typer.Option(help="layers to leave float: a glob, or re: and a regex")]
-KeepFirst = Annotated[bool | None, typer.Option("--keep-first", help="leave the first layer float")]
-KeepLast = Annotated[bool | None, typer.Option("--keep-last", help="leave the last layer float")]
-Fuse = Annotated[bool | None, typer.Option("--fuse", help="one op for layers with the same input")]
 
 
 @app.command()
+@with_recipe
 def convert(
-    ctx: typer.Context,
     source: Source,
+    recipe: Given,
     output: Annotated[
         Path | None, typer.Argument(help="default: the input's name with .bitnet.onnx", show_default=False)
     ] = None,
-    recipe: RecipeFile = None,
-    mode: Mode = None,
-    format: Format = None,
-    layout: Layout = None,
-    granularity: Granularity = None,
-    rounding: Rounding = None,
-    planes: Planes = None,
-    levels: Levels = None,
-    activation_bits: ActivationBits = None,
-    activation_scale: ActivationScale = None,
     data: CalibrationData = None,
-    keep: Keep = None,
-    keep_first: KeepFirst = None,
-    keep_last: KeepLast = None,
-    fuse: Fuse = None,
     force: Annotated[bool, typer.Option("--force", help="overwrite the output")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="exit with 4 if a layer is refused")] = False,
     as_json: AsJson = False,
@@ -104,8 +76,8 @@ def convert(
     with _errors(), _progress("converting") as progress:
         report = bn.convert(
             source,
-            output or source.with_name(f"{source.stem}.bitnet.onnx"),
-            _recipe(ctx.params),
+            output or default_output(source),
+            to_recipe(recipe),
             data=_calibration(data),
             force=force,
             strict=strict,
@@ -115,31 +87,44 @@ def convert(
 
 
 @app.command()
+@with_recipe
 def plan(
-    ctx: typer.Context,
     source: Source,
-    recipe: RecipeFile = None,
-    mode: Mode = None,
-    format: Format = None,
-    layout: Layout = None,
-    granularity: Granularity = None,
-    rounding: Rounding = None,
-    planes: Planes = None,
-    levels: Levels = None,
-    activation_bits: ActivationBits = None,
-    activation_scale: ActivationScale = None,
+    recipe: Given,
     data: CalibrationData = None,
-    keep: Keep = None,
-    keep_first: KeepFirst = None,
-    keep_last: KeepLast = None,
-    fuse: Fuse = None,
+    plot: Annotated[Path | None, typer.Option(help="draw the frontier of a goal (.svg or .png)")] = None,
     as_json: AsJson = False,
     verbose: Verbose = True,
 ) -> None:
-    """Say what convert would do to each layer, and write nothing."""
+    """Say what convert would do to each layer, and write no model."""
     with _errors(), _progress("planning") as progress:
-        report = bn.plan(source, _recipe(ctx.params), data=_calibration(data), progress=progress)
+        report = bn.plan(source, to_recipe(recipe), data=_calibration(data), progress=progress)
+        if plot is not None:
+            plots.frontier(report.frontier, plot)
     _show(report.to_dict() if as_json else tables.report(report, verbose=verbose))
+
+
+@app.command()
+@with_recipe
+def sensitivity(
+    source: Source,
+    recipe: Given,
+    data: CalibrationData = None,
+    method: Annotated[str, typer.Option(help="weigh layers by weights, outputs, model or auto")] = "auto",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="write the recipe that reaches the goals (.json)")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="overwrite the output")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Rank layers by what few bits in each cost, and find the recipe that reaches the goals (0.99 cosine)."""
+    with _errors(), _progress("trying") as progress:
+        if output is not None and output.exists() and not force:
+            raise OutputError(f"{output}: exists already; choose another name, or overwrite it with --force")
+        result = rank_layers(source, _calibration(data), to_recipe(recipe), method=method, progress=progress)
+        if output is not None:
+            output.write_text(json.dumps(result.recipe.to_dict(), indent=2) + "\n", encoding="utf-8")
+    _show(result.to_dict() if as_json else tables.sensitivity(result))
 
 
 @app.command()
@@ -377,16 +362,6 @@ def main() -> NoReturn:
         err.print("interrupted; nothing was written")
         sys.exit(128 + received[0])
     sys.exit(0)
-
-
-def _recipe(options: dict[str, Any]) -> Recipe:
-    fields = {field.name for field in dataclasses.fields(Recipe)}
-    given = {name: value for name, value in options.items() if name in fields and value is not None}
-    if str(given.get("activation_bits")).isdecimal():
-        given["activation_bits"] = int(given["activation_bits"])
-    base = Recipe.parse(options["recipe"])
-    kept = tuple((match, "keep") for match in options["keep"] or ())
-    return base.replace(rules=(*kept, *base.rules), **given)
 
 
 def _calibration(data: Path | None) -> Calibration | Path | None:

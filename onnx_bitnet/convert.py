@@ -26,12 +26,16 @@ from onnx_bitnet.recipe import Recipe
 from onnx_bitnet.report import KEPT, Layer, Reason, Report
 from onnx_bitnet.rewrite.cleanup import cleanup
 from onnx_bitnet.rewrite.fuse import Placed, fuse
+from onnx_bitnet.rewrite.plain import restore
 from onnx_bitnet.rewrite.records import Activations, Linear, Refusal
-from onnx_bitnet.rewrite.replace import Shared, replace
+from onnx_bitnet.rewrite.replace import Shared
 from onnx_bitnet.rewrite.scan import prepare, scan
+from onnx_bitnet.targets import Stored, put, store
 from onnx_bitnet.verify import verify
 
 Progress = Callable[[int, int, str], None]
+# What was stored, by weight and settings: the first layer's name, the weight, and its form in the model.
+_Done = dict[Hashable, tuple[str, Quantized, Stored]]
 
 # What `strict` does not complain about: the user asked for it, or there is no weight that could be packed.
 _EXPECTED = {Reason.KEPT_BY_RULE, Reason.KEPT_FIRST, Reason.KEPT_LAST, Reason.WEIGHT_NOT_CONSTANT}
@@ -75,37 +79,12 @@ def convert(
     file = files.read(source)
     files.check_output(file, output, force=force)
     widened = prepare(file.model)
-    placed = []
-    layers = []
-    shared = Shared.of(file.model)
     calibration = _calibration(source, recipe, data)
-    for step in _walk(file.model, recipe, calibration, progress):
-        layers.append(step.layer)
-        if step.linear is not None and step.quantized is not None:
-            node = replace(
-                file.model,
-                step.linear,
-                step.quantized,
-                activation_bits=step.layer.activation_bits,
-                activation_scale=step.layer.activation_scale,
-                layout=recipe.layout,
-                shared=shared,
-            )
-            name, root = step.linear.name, step.linear.root
-            placed.append(Placed(name, node, step.quantized, root, (name,)))
+    layers, meant = _transform(file.model, recipe, calibration, progress)
     if strict:
         _refuse(layers)
-    if recipe.fuse:
-        placed = fuse(placed, shared)
-        layers = _with_ops(layers, placed)
-    cleanup(file.model)
-    file.model.metadata_props["onnx_bitnet.version"] = version("onnx-bitnet")
-    file.model.metadata_props["onnx_bitnet.recipe"] = json.dumps(recipe.to_dict(), sort_keys=True)
-    file.model.metadata_props[KEPT] = json.dumps(
-        {layer.name: layer.reason.value for layer in layers if layer.reason is not None}
-    )
     with files.staged(file.model, output) as written:
-        verify(written, {op.name: op.quantized for op in placed})
+        verify(written, meant)
     nbytes = sum(path.stat().st_size for path in (output, files.data_path(output)) if path.exists())
     notes = _notes(recipe, layers, data, calibration, widened=widened)
     return Report(str(source), str(output), recipe.to_dict(), tuple(layers), notes, file.nbytes, nbytes)
@@ -120,28 +99,102 @@ def plan(
 ) -> Report:
     """Say what `convert` would do to each layer, without writing anything.
 
-    The report's output_bytes is a prediction: the input's size less the weights that would be packed, plus
-    their packed bytes. Arguments and errors are those of `convert`.
+    The report's output_bytes is what the files of `convert` would have, to the byte if their name is
+    `default_output`. Arguments and errors are those of `convert`.
     """
     recipe = Recipe.parse(recipe)
     file = files.read(source)
     widened = prepare(file.model)
     calibration = _calibration(source, recipe, data)
-    steps = list(_walk(file.model, recipe, calibration, progress))
-    layers = [step.layer for step in steps]
-    unique = [step for step in steps if step.linear is not None and step.layer.shared_with is None]
-    saved = sum(step.linear.weight.file_bytes - step.layer.packed_bytes for step in unique if step.linear)
+    layers, _ = _transform(file.model, recipe, calibration, progress)
+    nbytes = files.size_of(file.model, default_output(source))
     notes = _notes(recipe, layers, data, calibration, widened=widened)
-    return Report(str(source), None, recipe.to_dict(), tuple(layers), notes, file.nbytes, file.nbytes - saved)
+    return Report(str(source), None, recipe.to_dict(), tuple(layers), notes, file.nbytes, nbytes)
+
+
+def default_output(source: str | Path) -> Path:
+    """Return where a conversion goes if nothing else is said."""
+    return Path(source).with_name(f"{Path(source).stem}.bitnet.onnx")
+
+
+def _transform(
+    model: ir.Model, recipe: Recipe, calibration: Calibration | None, progress: Progress | None
+) -> tuple[list[Layer], dict[str, Stored]]:
+    """Do everything to a model in memory; return the report's layers and the weights that were put in."""
+    if recipe.target == "float":
+        layers, meant = _restore(model, recipe, progress)
+    else:
+        layers, meant = _rewrite(model, recipe, calibration, progress)
+    cleanup(model)
+    model.metadata_props["onnx_bitnet.version"] = version("onnx-bitnet")
+    model.metadata_props["onnx_bitnet.recipe"] = json.dumps(recipe.to_dict(), sort_keys=True)
+    model.metadata_props[KEPT] = json.dumps(
+        {layer.name: layer.reason.value for layer in layers if layer.reason is not None}
+    )
+    return layers, meant
+
+
+def _rewrite(
+    model: ir.Model, recipe: Recipe, calibration: Calibration | None, progress: Progress | None
+) -> tuple[list[Layer], dict[str, Stored]]:
+    """Replace what is to be replaced; return the report's layers and the weights that were put in."""
+    layers: list[Layer] = []
+    meant: dict[str, Stored] = {}
+    placed: list[Placed] = []
+    shared = Shared.of(model)
+    for step in _walk(model, recipe, calibration, progress):
+        layers.append(step.layer)
+        if step.linear is None or step.spec is None or step.stored is None:
+            continue
+        node = put(model, step.linear, step.stored, step.spec, recipe.layout, shared)
+        name, root = step.linear.name, step.linear.root
+        meant[name] = step.stored
+        if node is not None and isinstance(step.stored, Quantized):
+            placed.append(Placed(name, node, step.stored, root, (name,)))
+    if recipe.fuse:
+        placed = fuse(placed, shared)
+        layers = _with_ops(layers, placed)
+        meant = {op.name: op.quantized for op in placed}
+    return layers, meant
+
+
+def _restore(
+    model: ir.Model, recipe: Recipe, progress: Progress | None
+) -> tuple[list[Layer], dict[str, Stored]]:
+    """Do the opposite of `_rewrite` for a model with packed ops."""
+    layers: list[Layer] = []
+    meant: dict[str, Stored] = {}
+    given = recipe.activation_bits
+    for packed, plain, bits in restore(model, None if isinstance(given, str) else given):
+        if progress is not None:
+            progress(len(layers), 0, packed.layer)
+        first = next((layer.name for layer in layers if meant[layer.name] is plain), None)
+        meant[packed.layer] = plain
+        layers.append(
+            Layer(
+                name=packed.layer,
+                op_type=packed.node.op_type,
+                n=packed.n,
+                k=packed.k,
+                format=plain.format,
+                activation_bits=bits,
+                lossless=True,
+                float_bytes=packed.nbytes,
+                packed_bytes=plain.nbytes,
+                shared_with=first,
+            )
+        )
+    return layers, meant
 
 
 @dataclass(frozen=True)
 class _Step:
-    """One candidate: its line of the report, and for a layer to be packed what goes into the graph."""
+    """One candidate: its line of the report, and for a layer to be replaced what goes into the graph."""
 
     layer: Layer
     linear: Linear | None = None
-    quantized: Quantized | None = None
+    spec: LayerSpec | None = None
+    stored: Stored | None = None
 
 
 def _calibration(source: str | Path, recipe: Recipe, data: object) -> Calibration | None:
@@ -174,7 +227,7 @@ def _walk(
     check_rules(recipe, found)
     linears = [item for item in found if isinstance(item, Linear)]
     positions = iter(range(len(linears)))
-    done: dict[Hashable, tuple[str, Quantized]] = {}
+    done: _Done = {}
     for item in found:
         if isinstance(item, Refusal):
             yield _Step(_left(item, item.reason, item.detail, item.n, item.k))
@@ -189,13 +242,9 @@ def _walk(
 
 
 def _step(
-    linear: Linear,
-    keep: Keep | None,
-    recipe: Recipe,
-    statistics: LayerStatistics | None,
-    done: dict[Hashable, tuple[str, Quantized]],
+    linear: Linear, keep: Keep | None, recipe: Recipe, statistics: LayerStatistics | None, done: _Done
 ) -> _Step:
-    """Decide one layer and quantize it; `done` holds what was packed before, for tied weights to share."""
+    """Decide one layer and quantize it; `done` holds what was stored before, for tied weights to share."""
     weight = linear.weight
     if keep is not None:
         return _Step(_left(linear, keep.reason, keep.detail, weight.n, weight.k))
@@ -209,8 +258,8 @@ def _step(
     if isinstance(decision, Keep):
         return _Step(_left(linear, decision.reason, decision.detail, weight.n, weight.k))
     key = (weight.key, decision.settings)
-    first, quantized = done.get(key) or (None, quantize_layer(array, decision))
-    done.setdefault(key, (linear.name, quantized))
+    first, quantized, stored = done.get(key) or (None, *_quantize(array, linear, decision, recipe.target))
+    done.setdefault(key, (linear.name, quantized, stored))
     layer = Layer(
         name=linear.name,
         op_type=linear.node.op_type,
@@ -218,7 +267,7 @@ def _step(
         n=weight.n,
         k=weight.k,
         detail=decision.format_reason,
-        format=quantized.format,
+        format=stored.format,
         granularity=quantized.granularity,
         planes=quantized.planes,
         activation_bits=decision.activation_bits,
@@ -228,16 +277,22 @@ def _step(
         sqnr_db=quantized.sqnr_db,
         zeros=quantized.zeros,
         float_bytes=array.nbytes,
-        packed_bytes=quantized.nbytes + _padding(quantized, recipe.layout),
+        packed_bytes=stored.nbytes + _padding(stored, recipe.layout),
         shared_with=first,
     )
-    return _Step(layer, linear, quantized)
+    return _Step(layer, linear, decision, stored)
 
 
-def _padding(quantized: Quantized, layout: str) -> int:
+def _quantize(array: np.ndarray, linear: Linear, spec: LayerSpec, target: str) -> tuple[Quantized, Stored]:
+    quantized = quantize_layer(array, spec)
+    return quantized, store(quantized, linear, spec, target)
+
+
+def _padding(stored: Stored, layout: str) -> int:
     """Bytes that a layout adds to the codes."""
-    whole = math.prod(panel_shape(quantized.n, quantized.k)) * quantized.planes
-    return whole - quantized.weight.nbytes if layout == "panel" else 0
+    if layout != "panel" or not isinstance(stored, Quantized):
+        return 0
+    return math.prod(panel_shape(stored.n, stored.k)) * stored.planes - stored.weight.nbytes
 
 
 def _activations(linear: Linear, spec: LayerSpec) -> str:
@@ -304,6 +359,8 @@ def _notes(
             f"mode 'auto' left {kept} layers float because they are not ternary; "
             "mode 'ternary' packs them at a loss, which `validate` measures"
         )
+    elif recipe.target == "float" and not layers:
+        notes.append("nothing was restored: the model has no packed layers")
     elif not any(layer.converted for layer in layers):
         notes.append(_nothing_converted(layers))
     if data is not None and calibration is None:

@@ -51,7 +51,7 @@ def keep_unseen(index: int, linears: Sequence[Linear], recipe: Recipe) -> Keep |
         return Keep(Reason.KEPT_FIRST)
     if recipe.keep_last and index == len(linears) - 1:
         return Keep(Reason.KEPT_LAST)
-    rule = _rule_for(linears[index], recipe)
+    rule = rule_for(linears[index], recipe)
     if rule is not None and rule.action == "keep":
         return Keep(Reason.KEPT_BY_RULE, f"rule {rule.match!r}")
     return None
@@ -82,7 +82,7 @@ def decide(
         ModelError: the weight is empty or holds NaN or infinity.
     """
     check_weight(weight, linear.name)
-    rule = _rule_for(linear, recipe)
+    rule = rule_for(linear, recipe)
     recipe = _for_layer(linear, recipe)
     spec = _with_activations(LayerSpec.from_recipe(recipe), linear, recipe)
     if rule is not None and rule.action in _INTEGER_BITS:
@@ -92,15 +92,19 @@ def decide(
             format="i2s",
             format_reason=f"{rule.action} needs four levels, which only i2s holds",
         )
-    else:
+    elif rule is None or rule.scale is None:
         spec = replace(spec, exact=detect(weight))
         if spec.exact is None and recipe.mode != "lossless":
             spec = _nearly_ternary(spec, weight)
         if spec.exact is None and recipe.mode != "ternary":
             return Keep(Reason.NOT_TERNARY)
+    if rule is not None and rule.scale is not None:
+        spec = _with_scale(spec, rule, linear)
     length = spec.group_length(linear.weight.k)
     if spec.activation_bits != 32 and length > MAX_GROUP:
         return Keep(Reason.WEIGHT_TOO_WIDE, f"{length} inputs share a scale, {MAX_GROUP} may")
+    if recipe.target == "ort" and spec.exact is None and spec.planes > 1 and not spec.integer_bits:
+        return Keep(Reason.NO_STOCK_OP, f"{spec.planes} planes")
     if statistics is not None and recipe.activation_scale != "dynamic" and spec.activation_bits != 32:
         step = activation_step(statistics, spec.activation_bits, recipe.activation_scale)
         return replace(spec, activation_scale=step)
@@ -130,12 +134,29 @@ def _with_activations(spec: LayerSpec, linear: Linear, recipe: Recipe) -> LayerS
     return replace(spec, activation_scale=1.0) if integer and spec.activation_bits == 8 else spec
 
 
+def _with_scale(spec: LayerSpec, rule: Rule, linear: Linear) -> LayerSpec:
+    """Take the scales that a rule gives."""
+    assert rule.scale is not None
+    scale = rule.scale if isinstance(rule.scale, tuple) else (rule.scale,)
+    if len(scale) not in (1, linear.weight.n):
+        raise RecipeError(
+            f"rule {rule.match!r} gives {len(scale)} scales, layer {linear.name!r} has "
+            f"{linear.weight.n} outputs"
+        )
+    if spec.planes != 1:
+        raise RecipeError(
+            f"rule {rule.match!r} gives scales for one plane; use it with planes = 1, int4 or int8"
+        )
+    return replace(spec, scale=scale, granularity="tensor" if len(scale) == 1 else "channel")
+
+
 def _for_layer(linear: Linear, recipe: Recipe) -> Recipe:
-    rule = _rule_for(linear, recipe)
+    rule = rule_for(linear, recipe)
     return recipe if rule is None else recipe.replace(**rule.overrides)
 
 
-def _rule_for(linear: Linear, recipe: Recipe) -> Rule | None:
+def rule_for(linear: Linear, recipe: Recipe) -> Rule | None:
+    """Return the rule that decides a layer, if any."""
     return next((rule for rule in recipe.rules if _fits(rule, linear)), None)
 
 

@@ -19,6 +19,7 @@ from onnx_bitnet.errors import ModelError, OutputError, one_line
 
 # Weights of more bytes than this go to a file of their own, which onnxruntime maps instead of copying.
 INLINE_LIMIT = 1 << 20
+_PAGE = 4096
 # Smaller tensors stay in the model file; the others start on a page, so that they can be mapped.
 _EXTERNAL_FROM = 4096
 
@@ -195,14 +196,39 @@ def _install(staging: Path, output: Path) -> None:
         raise
 
 
+def size_of(model: ir.Model, output: Path) -> int:
+    """Return how many bytes `staged` would write; the model's tensors become references to nothing."""
+    end, outside = 0, _external(model)
+    for value in (value for graph in model.graphs() for value in graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is None or value not in outside:
+            if isinstance(tensor, ir.ExternalTensor):
+                value.const_value = ir.tensor(tensor.numpy(), name=tensor.name)
+            continue
+        offset = -(-end // _PAGE) * _PAGE
+        end = offset + tensor.nbytes
+        value.const_value = ir.ExternalTensor(
+            data_path(output).name,
+            offset,
+            tensor.nbytes,
+            tensor.dtype,
+            shape=ir.Shape(tensor.shape.numpy()),
+            name=tensor.name or "",
+        )
+    return end + int(ir.to_proto(model).ByteSize())
+
+
+def _external(model: ir.Model) -> set[ir.Value]:
+    """Return the initializers that go to the data file; none if all weights are small."""
+    values = [value for graph in model.graphs() for value in graph.initializers.values()]
+    sizes = [(value, value.const_value.nbytes) for value in values if value.const_value is not None]
+    if sum(nbytes for _, nbytes in sizes) <= INLINE_LIMIT and not any(external_tensors(model)):
+        return set()
+    return {value for value, nbytes in sizes if nbytes > _EXTERNAL_FROM}
+
+
 def _write(model: ir.Model, staging: Path, output: Path) -> None:
-    weights = sum(
-        value.const_value.nbytes
-        for graph in model.graphs()
-        for value in graph.initializers.values()
-        if value.const_value is not None
-    )
-    external = weights > INLINE_LIMIT or any(external_tensors(model))
+    external = bool(_external(model)) or any(external_tensors(model))
     try:
         staging.parent.mkdir()
         ir.save(
@@ -211,7 +237,7 @@ def _write(model: ir.Model, staging: Path, output: Path) -> None:
             format="protobuf",
             external_data=data_path(staging).name if external else None,
             size_threshold_bytes=_EXTERNAL_FROM,
-            alignment=4096,
+            alignment=_PAGE,
             align_threshold=_EXTERNAL_FROM,
         )
         for file in staging.parent.iterdir():

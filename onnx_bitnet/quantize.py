@@ -22,6 +22,7 @@ from onnx_bitnet.recipe import Recipe
 WEIGHT_TYPES = ("float32", "float16", "bfloat16")
 _WHY_I2S = "i2s loads fastest and all formats run at the same speed; tl2 and t5 make smaller files"
 _CODES_AT_ONCE = 1 << 20
+_AUTO_ACTIVATION_BITS = {"custom": 16, "ort": 8, "simulate": 32, "float": 32}
 _DEFAULT_GRANULARITY = {0: "block:128", 4: "block:32", 8: "channel"}  # by integer_bits
 
 
@@ -142,6 +143,8 @@ class LayerSpec:
         activation_bits: 8, 16 or 32; not used here, but part of the decision.
         activation_scale: the step of statically quantized activations, 0 for dynamic; likewise.
         integer_bits: 4 or 8 for symmetric integers stored as 2 or 4 planes; 0 for `planes` of `levels`.
+        dynamic_int8: with target `ort`, 8-bit weights without blocks go to DynamicQuantizeMatMul.
+        scale: given scales, one or one for each output; none for those that `rounding` finds.
         exact: what `detect` found; then the fields from granularity to levels and integer_bits do nothing.
         format_reason: why this format, where the recipe did not name it.
     """
@@ -154,27 +157,41 @@ class LayerSpec:
     activation_bits: int = 16
     activation_scale: float = 0.0
     integer_bits: int = 0
+    dynamic_int8: bool = False
+    scale: tuple[float, ...] = ()
     exact: Exact | None = dataclasses.field(default=None, compare=False)
     format_reason: str = dataclasses.field(default="", compare=False)
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> LayerSpec:
-        """Take the per-layer fields of a recipe; `auto` becomes i2s, mse and 16 activation bits."""
+        """Take the per-layer fields of a recipe; `auto` becomes i2s, mse and what suits the target."""
         bits = recipe.activation_bits
+        if recipe.target == "ort" and bits == 16:
+            bits = 32  # it has integer activations of 8 bits only
         return cls(
             format="i2s" if recipe.format == "auto" else recipe.format,
             granularity=recipe.granularity,
             rounding="mse" if recipe.rounding == "auto" else recipe.rounding,
             planes=recipe.planes,
             levels=recipe.levels,
-            activation_bits=bits if isinstance(bits, int) else 16,
+            activation_bits=bits if isinstance(bits, int) else _AUTO_ACTIVATION_BITS[recipe.target],
+            dynamic_int8=recipe.activation_bits == 8,
             format_reason=_WHY_I2S if recipe.format == "auto" else "",
         )
 
     @property
     def settings(self) -> tuple[object, ...]:
         """What decides, together with the weight, how the packed weight looks."""
-        return (self.format, self.granularity, self.rounding, self.planes, self.levels, self.integer_bits)
+        return (
+            self.format,
+            self.granularity,
+            self.rounding,
+            self.planes,
+            self.levels,
+            self.integer_bits,
+            self.dynamic_int8,
+            self.scale,
+        )
 
     def group_length(self, k: int) -> int:
         """Return how many of K inputs share a scale."""
@@ -284,6 +301,9 @@ def quantize_layer(weight: np.ndarray, spec: LayerSpec) -> Quantized:
         granularity = "channel"
     if spec.integer_bits:
         return _quantize_integer(weight, spec, granularity)
+    if spec.scale:
+        given = scales.given_steps(np.array(spec.scale, np.float32)[:, None], spec.levels)
+        return _pack(weight, spec, 0, given, np.float32)
     for scale_type in _scale_types(granularity):
         steps = scales.fit_planes(
             weight,
@@ -325,7 +345,9 @@ def _pack(
 def _quantize_integer(weight: np.ndarray, spec: LayerSpec, granularity: str) -> Quantized:
     """Planes of base-4 digits of the rounded weights: see reference.quantize_integer."""
     bits, block_size = spec.integer_bits, scales.block_size(granularity)
-    most = scales.largest(weight, granularity) / np.float32(2 ** (bits - 1) - 1)
+    most: np.ndarray = np.array(spec.scale, np.float32)[:, None]
+    if not spec.scale:
+        most = scales.largest(weight, granularity) / np.float32(2 ** (bits - 1) - 1)
     powers = np.array([[[4**p]] for p in reversed(range(bits // 2))], np.float32)
     for scale_type in _scale_types(granularity):
         with np.errstate(over="ignore"):

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import fnmatch
 import json
+import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ ROUNDINGS = ("auto", "absmean", "twn", "mse")
 # "dynamic": each row by its own peak; the others: one step for all rows, from calibration, see ranges.py.
 ACTIVATION_SCALES = ("dynamic", "minmax", "percentile", "mse", "kl", "moving-average")
 ACTIONS = ("keep", "int4", "int8")
+TARGETS = ("custom", "ort", "simulate", "float")
 _OVERRIDABLE = (
     "mode",
     "format",
@@ -48,6 +50,9 @@ class Rule:
         action: `keep` leaves the layer float; `int4` and `int8` store 4- or 8-bit codes as planes of i2s.
         overrides: recipe fields for these layers: mode, format, granularity, rounding, planes, levels,
             activation_bits, activation_scale.
+        scale: step between two codes in place of one that is fitted: a positive number for the weight,
+            or one for each output. The layers are packed in one plane, or as integers by the action; for
+            these it is rounded to 16 significant bits.
     """
 
     match: str = "*"
@@ -55,8 +60,12 @@ class Rule:
     min_size: int = 0
     action: str | None = None
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    scale: float | tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "scale", _scale(self.match, self.scale))
+        if self.scale is not None and (self.action == "keep" or "granularity" in self.overrides):
+            raise RecipeError(f"rule {self.match!r}: a scale goes with neither keep nor a granularity")
         if self.action is not None and self.action not in ACTIONS:
             raise RecipeError(
                 f"rule {self.match!r}: unknown action {self.action!r}; use one of {', '.join(ACTIONS)}"
@@ -134,6 +143,14 @@ class Recipe:
         keep_last: leave the last linear layer float.
         fuse: let layers that read the same activations, such as q, k and v, be one op and a Split. Results
             are the same bits; docs/speed.md says what it gains.
+        target: `custom` writes packed ops; `ort` writes the same weights in ops of stock onnxruntime, and
+            keeps layers for which it has none; `simulate` writes float weights, quantized and dequantized;
+            `float` makes such a model from one that is packed. In the last two, `auto` leaves activations
+            float where they are not 8 bits by the model's own will; with `ort` it is 8.
+        min_cosine: smallest cosine of every float output to the float model's, from 0 to 1.
+        min_sqnr: smallest signal-to-noise ratio of every float output in dB.
+        max_size: largest size of the files in bytes, or for example `"200MB"`. With one of these three goals,
+            mode `auto` chooses what reaches it in the fewest bytes or with the least error.
 
     >>> Recipe(mode="ternary", granularity="block:128").mode
     'ternary'
@@ -152,22 +169,57 @@ class Recipe:
     keep_first: bool = False
     keep_last: bool = False
     fuse: bool = False
+    target: str = "custom"
+    min_cosine: float | None = None
+    min_sqnr: float | None = None
+    max_size: int | str | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "max_size", _size(self.max_size))
+        self._check_goals()
         object.__setattr__(self, "rules", tuple(Rule.parse(rule) for rule in self.rules))
         check_layer_fields(dataclasses.asdict(self))
+        _one_of("target", self.target, TARGETS)
         _one_of("layout", self.layout, LAYOUTS)
         formats = {self.format, *(rule.overrides.get("format") for rule in self.rules)}
         if self.layout == "panel" and formats & set(_TERNARY_FORMATS):
             raise RecipeError("layout 'panel' holds i2s codes only; leave it out, or use format 'i2s'")
         if not isinstance(self.fuse, bool):
             raise RecipeError(f"fuse = {self.fuse!r} is not known; use true or false")
+        if self.target != "custom" and (self.fuse or self.layout == "panel"):
+            raise RecipeError(f"target {self.target!r} has no packed ops to fuse or lay out")
         for rule in self.rules:
             check_layer_fields(rule.overrides)
+        scales = [self.activation_scale, *(rule.overrides.get("activation_scale") for rule in self.rules)]
+        if self.target == "ort" and any(scale not in (None, "dynamic") for scale in scales):
+            raise RecipeError("target 'ort' has no static activation scales; leave activation_scale dynamic")
+        for rule in self.rules:
             if self.mode == "lossless" and (rule.action in ("int4", "int8") or "mode" in rule.overrides):
                 raise RecipeError(
                     f"rule {rule.match!r}: mode 'lossless' changes no value; use mode 'auto' with this rule"
                 )
+
+    def _check_goals(self) -> None:
+        for name, most in (("min_cosine", 1.0), ("min_sqnr", math.inf)):
+            value = getattr(self, name)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if value is not None and not (number and 0 < value <= most):
+                raise RecipeError(f"{name} = {value!r} is no number above 0{' up to 1' if most == 1 else ''}")
+        if self.has_goals and self.mode != "auto":
+            raise RecipeError(f"mode {self.mode!r} has nothing to choose; use 'auto' with goals")
+        if self.has_goals and self.target == "float":
+            raise RecipeError(
+                "target 'float' has nothing to choose; leave out min_cosine, min_sqnr and max_size"
+            )
+
+    @property
+    def has_goals(self) -> bool:
+        """Whether there is something for the planner to reach."""
+        return not (self.min_cosine is None and self.min_sqnr is None and self.max_size is None)
+
+    def without_goals(self) -> Recipe:
+        """Return a copy that only says what to do."""
+        return self.replace(min_cosine=None, min_sqnr=None, max_size=None)
 
     def replace(self, **changes: Any) -> Recipe:
         """Return a copy with some fields changed."""
@@ -231,6 +283,36 @@ def block_size(granularity: str) -> int | None:
             f"granularity {granularity!r} is none of auto, tensor, channel or block:B with B a multiple of 16"
         )
     return int(match[1])
+
+
+_LEAST_SCALE, _LARGEST_SCALE = 1e-30, 1e30
+_UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+
+
+def _size(value: int | str | None) -> int | None:
+    """Read a number of bytes: 200000000, "200MB" or "190 MiB"."""
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+        return value
+    match = re.fullmatch(r"([\d.]+) *([KMG]I?)?B?", str(value).upper())
+    try:
+        if match is None or isinstance(value, bool):
+            raise ValueError
+        return int(float(match[1]) * _UNITS[match[2] or ""])
+    except ValueError:
+        raise RecipeError(f"max_size = {value!r} is no size; write bytes, or for example '200MB'") from None
+
+
+def _scale(match: str, value: Any) -> float | tuple[float, ...] | None:
+    """Check the scale of a rule."""
+    if value is None:
+        return None
+    several = isinstance(value, Sequence) and not isinstance(value, str)
+    numbers = value if several and value else (value,)
+    for number in numbers:
+        fits = isinstance(number, (int, float)) and not isinstance(number, bool)
+        if not fits or not _LEAST_SCALE <= number <= _LARGEST_SCALE:
+            raise RecipeError(f"rule {match!r}: scale {number!r} is no number from 1e-30 to 1e30")
+    return tuple(map(float, numbers)) if several else float(value)
 
 
 def _one_of(field: str, value: object, allowed: Sequence[object]) -> None:

@@ -529,6 +529,24 @@ def quantize_integer(
     )
 
 
+def dequantize_nbits(weight: np.ndarray, scale: np.ndarray, bits: int, k: int) -> np.ndarray:
+    """Decode a weight of onnxruntime's MatMulNBits without zero points.
+
+    Args:
+        weight: uint8 (N, G, bytes), codes of `bits` bits, lowest first: the integer plus 2^(bits - 1).
+        scale: float32 (N, G).
+        bits: 2, 4 or 8.
+        k: inputs K.
+
+    Returns:
+        float32 (N, K).
+    """
+    fields = np.unpackbits(weight, axis=-1, bitorder="little").reshape(*weight.shape[:2], -1, bits)
+    codes = (fields * (1 << np.arange(bits))).sum(axis=-1)
+    blocks: np.ndarray = (codes - (1 << (bits - 1))).astype(np.float32) * scale[:, :, None]
+    return blocks.reshape(len(weight), -1)[:, :k]
+
+
 def split(w: np.ndarray, granularity: str) -> list[list[np.ndarray]]:
     """Return the groups that share a scale: [rows or 1][groups of a row] vectors."""
     if granularity == "tensor":

@@ -35,6 +35,7 @@ class Reason(Enum):
     OPSET_TOO_OLD = "opset-too-old"
     OPSET_TOO_NEW = "opset-too-new"
     ALREADY_QUANTIZED = "already-quantized"
+    NO_STOCK_OP = "no-stock-op"
 
     @property
     def explanation(self) -> str:
@@ -63,6 +64,7 @@ _EXPLANATIONS = {
     Reason.OPSET_TOO_OLD: "the model's opset is too old; upgrade it with onnx.version_converter",
     Reason.OPSET_TOO_NEW: "the model's opset is newer than this onnx_bitnet; export with an older one",
     Reason.ALREADY_QUANTIZED: "it is an integer product already",
+    Reason.NO_STOCK_OP: "onnxruntime itself has no op for this form; use one plane, int4 or int8",
 }
 
 
@@ -78,7 +80,8 @@ class Layer:
         k: inputs, 0 if unknown.
         reason: why it was left, None if it was converted.
         detail: the reason's particulars in words; of a converted layer, why it has this format.
-        format: canonical format of the packed weight.
+        format: canonical format of the packed weight; for other targets `nbits2`, `nbits4` and `nbits8`
+            (MatMulNBits), `int8` (DynamicQuantizeMatMul), `float32` or `float16`.
         granularity: `tensor`, `channel` or `block:B`.
         planes: planes of codes.
         activation_bits: 8, 16 or 32.
@@ -128,6 +131,23 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class FrontierPoint:
+    """One way to convert the whole model, of those that trade size against error best.
+
+    Args:
+        nbytes: size of the files.
+        loss: predicted error of the outputs: 1 - cosine, or noise over signal if the goal is `min_sqnr`.
+        measured: the same as it was measured with float activations; None if it was not.
+        chosen: whether it is what the recipe says.
+    """
+
+    nbytes: int
+    loss: float
+    measured: float | None = None
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
 class Report:
     """What `convert` or `plan` did, or would do, with a model.
 
@@ -139,6 +159,7 @@ class Report:
         notes: sentences the user should read, such as what `auto` left alone.
         source_bytes: size of the model and its external data.
         output_bytes: the same of the result; a prediction in a plan.
+        frontier: what the planner had to choose from, from the smallest on; empty without goals.
     """
 
     source: str
@@ -148,6 +169,7 @@ class Report:
     notes: tuple[str, ...] = ()
     source_bytes: int = 0
     output_bytes: int = 0
+    frontier: tuple[FrontierPoint, ...] = ()
 
     @property
     def converted(self) -> tuple[Layer, ...]:
@@ -182,6 +204,7 @@ class Report:
             "kept": len(self.kept),
             "reasons": {reason.value: count for reason, count in self.reasons().items()},
             "notes": list(self.notes),
+            "frontier": [dataclasses.asdict(point) for point in self.frontier],
             "layers": [layer.to_dict() for layer in self.layers],
         }
 

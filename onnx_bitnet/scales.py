@@ -97,6 +97,11 @@ def exact_steps(scale: np.ndarray) -> np.ndarray:
     return _nearest(scale, 3)[None]
 
 
+def given_steps(scale: np.ndarray, levels: int) -> np.ndarray:
+    """Return the steps (1, N or 1, G, 4) that take the nearest level of given scales."""
+    return _nearest(scale, levels)[None]
+
+
 def _nearest(scale: np.ndarray, levels: int) -> np.ndarray:
     """Return the steps that take the nearest level of scale * {-1, 0, 1} or scale * {-1, 0, 1, 2}."""
     size = np.abs(scale)

@@ -17,10 +17,13 @@ from onnx_bitnet.doctor import Check
 from onnx_bitnet.inspection import Inspection
 from onnx_bitnet.kernels import Kernel
 from onnx_bitnet.metrics import Metrics
-from onnx_bitnet.report import Layer, Report, size
+from onnx_bitnet.planner import Sensitivity
+from onnx_bitnet.report import FrontierPoint, Layer, Report, size
 from onnx_bitnet.validation import Validation
 
 Output = list[str | Table]
+
+_FRONTIER_ROWS = 12
 
 
 def report(report: Report, *, verbose: bool) -> Output:
@@ -38,7 +41,33 @@ def report(report: Report, *, verbose: bool) -> Output:
     lines += [
         f"left {count}: {reason.explanation} [{reason.value}]" for reason, count in report.reasons().items()
     ]
-    return [*([_layers(report.layers)] if verbose else []), *lines, *report.notes]
+    tables = [*([_layers(report.layers)] if verbose else []), *frontier(report.frontier)]
+    return [*tables, *lines, *report.notes]
+
+
+def frontier(points: Sequence[FrontierPoint]) -> list[str | Table]:
+    """Show what there was to choose from: the chosen point, and others evenly by size."""
+    if not points:
+        return []
+    table = _table("size", "loss", "measured", "")
+    marks = {round(index * (len(points) - 1) / _FRONTIER_ROWS) for index in range(_FRONTIER_ROWS + 1)}
+    for index, point in enumerate(points):
+        if index in marks or point.chosen:
+            measured = _number(point.measured, "", ".2e")
+            table.add_row(size(point.nbytes), f"{point.loss:.2e}", measured, "chosen" * point.chosen)
+    return [table]
+
+
+def sensitivity(found: Sensitivity) -> Output:
+    """Show layers from the most sensitive on, and the loss of each option."""
+    names = list(dict.fromkeys(option.name for layer in found.layers for option in layer.options))
+    table = _table("layer", "N x K", *names)
+    for layer in found.layers:
+        losses = {option.name: f"{option.loss:.1e}" for option in layer.options}
+        table.add_row(
+            " = ".join(layer.names), f"{layer.n} x {layer.k}", *(losses.get(name, "") for name in names)
+        )
+    return [table, *frontier(found.frontier), *found.notes]
 
 
 def _layers(layers: Sequence[Layer]) -> Table:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from onnx_bitnet.rewrite.functions import DOMAIN
-from onnx_bitnet.rewrite.packed import PackedNode, packed_nodes
 from onnx_bitnet.rewrite.replace import LAYER, LAYERS, SEPARATOR, Y
+from onnx_bitnet.rewrite.replaced import Replaced, replaced
 
 # Before these names the outputs of a layer have its number, so that layers do not feed one another.
 _PREFIX = f"{DOMAIN}.tap"
@@ -35,20 +35,20 @@ class Tap:
 
 
 def find_taps(reference: ir.Model, got: ir.Model) -> tuple[Tap, ...]:
-    """Return a tap for each packed layer of `got`, in graph order.
+    """Return a tap for each replaced layer of `got`, in graph order, the packed ones first.
 
     Raises:
         ModelError: a packed op of `got` is malformed.
     """
     known = values(reference)
-    return tuple(tap for packed in packed_nodes(got) for tap in _taps(packed, got.graph, known))
+    return tuple(tap for found in replaced(got) for tap in _taps(found, got.graph, known))
 
 
-def _taps(packed: PackedNode, graph: ir.Graph, known: Mapping[str, ir.Value]) -> Iterator[Tap]:
-    ys = packed.node.metadata_props.get(Y, "").split(SEPARATOR)
-    layers = packed.node.metadata_props.get(LAYERS, packed.layer).split(SEPARATOR)
+def _taps(found: Replaced, graph: ir.Graph, known: Mapping[str, ir.Value]) -> Iterator[Tap]:
+    ys = found.node.metadata_props.get(Y, "").split(SEPARATOR)
+    layers = found.node.metadata_props.get(LAYERS, found.layer).split(SEPARATOR)
     for layer, y in zip(layers, ys, strict=False):
-        yield replace(_tap(layer, packed.layer, y, packed.node, graph, known), op=packed.layer)
+        yield replace(_tap(layer, found.layer, y, found.node, graph, known), op=found.layer)
 
 
 def _tap(layer: str, op: str, y: str, node: ir.Node, graph: ir.Graph, known: Mapping[str, ir.Value]) -> Tap:

@@ -108,6 +108,36 @@ def test_a_rule_may_ask_for_more_than_the_mode(mixed, tmp_path):
     assert (layer.planes, layer.granularity, layer.activation_bits) == (3, "channel", 8)
 
 
+@pytest.mark.parametrize("scale", [0.5, [0.25 + 0.01 * n for n in range(K)]])
+@pytest.mark.parametrize("action", [None, "int4"])
+def test_a_rule_may_give_the_scales(mixed, tmp_path, scale, action):
+    rules = [{"match": "*.b", "scale": scale, "action": action, "levels": 4}]
+    report = bn.convert(mixed, tmp_path / "out.onnx", {"rules": rules})
+    assert report.layers[1].granularity == ("tensor" if isinstance(scale, float) else "channel")
+    packed = list(packed_nodes(ir.load(tmp_path / "out.onnx")))[1].quantized()
+    step = np.float32(scale).reshape(-1, 1)
+    low, high = (-1, 2) if action is None else (-8, 7)
+    expected = np.clip(np.rint(ordinary(K).T / step), low, high) * step
+    np.testing.assert_allclose(packed.dequantize(), expected, rtol=1e-4)
+    again = json.loads(json.dumps(report.recipe))
+    assert bn.plan(mixed, again).layers == report.layers
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ({"scale": [1.0, 2.0]}, "rule '.*' gives 2 scales, layer 'layer.b' has 64 outputs"),
+        ({"scale": 1.0, "planes": 2}, "gives scales for one plane"),
+        ({"scale": 0.0}, "scale 0.0 is no number from 1e-30"),
+        ({"scale": "big"}, "scale 'big' is no number"),
+        ({"scale": 1.0, "keep": True}, "a scale goes with neither keep nor a granularity"),
+    ],
+)
+def test_scales_that_do_not_fit_are_refused(mixed, rule, message):
+    with pytest.raises(RecipeError, match=message):
+        bn.plan(mixed, {"rules": [{"match": "*.b"} | rule]})
+
+
 @pytest.mark.parametrize(("action", "planes", "sqnr"), [("int4", 2, 17), ("int8", 4, 38)])
 def test_integers_are_planes(mixed, tmp_path, action, planes, sqnr):
     report = bn.convert(mixed, tmp_path / "out.onnx", {"rules": [("*.b", action)]})
@@ -183,6 +213,18 @@ def test_a_plan_says_the_same_and_writes_nothing(mixed, tmp_path):
     report = bn.convert(mixed, tmp_path / "out.onnx", {"mode": "ternary"})
     assert plan.layers == report.layers
     assert plan.output is None
+
+
+@pytest.mark.parametrize("size", [K, 2100])
+@pytest.mark.parametrize(
+    "recipe",
+    [{}, {"mode": "ternary", "format": "t5"}, {"mode": "ternary", "target": "ort"}, {"target": "simulate"}],
+)
+def test_a_plan_tells_the_size_to_the_byte(tmp_path, size, recipe):
+    source = chain(tmp_path / "in.onnx", {"a": ternary(size, size), "b": ordinary(size, size)})
+    report = bn.convert(source, tmp_path / "in.bitnet.onnx", recipe)
+    assert (tmp_path / "in.bitnet.onnx.data").exists() == (size > K)
+    assert bn.plan(source, recipe).output_bytes == report.output_bytes
 
 
 def test_the_same_input_gives_the_same_bytes(mixed, tmp_path):

@@ -89,7 +89,8 @@ def test_a_recipe_file_is_read(tmp_path, suffix):
         ({"rules": [("re:(", "keep")]}, "not a regular expression"),
         ({"rules": ["head"]}, "cannot read the rule 'head'"),
         ({"mode": "lossless", "rules": [("*", "int4")]}, "mode 'lossless' changes no value"),
-        ({"target": "ort"}, "unknown recipe key 'target'"),
+        ({"taget": "ort"}, "unknown recipe key 'taget' .did you mean 'target'"),
+        ({"target": "web"}, "target = 'web' is not known"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(fields, message):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
+from onnx_bitnet import reference
 from onnx_bitnet.errors import ModelError
 from onnx_bitnet.formats import FORMATS, PANEL_OP, Format, from_panels, panel_shape
+from onnx_bitnet.quantize import Quantized
 from onnx_bitnet.rewrite.functions import DOMAIN
 from onnx_bitnet.rewrite.replace import LAYER
 
@@ -32,6 +34,7 @@ class PackedNode:
         activation_bits: 8, 16 or 32.
         tensors: weight uint8 (P, N, row_bytes), or panels, scale (P, N or 1, G or 1) and, where the format
             has one, zero point likewise.
+        root: the main graph, or the body of the function that the node is in.
     """
 
     layer: str
@@ -42,6 +45,7 @@ class PackedNode:
     block_size: int
     activation_bits: int
     tensors: _Tensors
+    root: ir.Graph
 
     @property
     def nbytes(self) -> int:
@@ -65,6 +69,28 @@ class PackedNode:
         if not FORMATS[self.format].four_levels:
             arrays.append(np.ones((arrays[0].shape[0], 1, 1), arrays[1].dtype))
         return arrays
+
+    def quantized(self) -> Quantized:
+        """Load the weight."""
+        weight, scale, zero_point = self.arrays()
+        return Quantized(
+            self.format, self.n, self.k, self.block_size, weight, scale, zero_point, lossless=True
+        )
+
+    def decoder(self) -> Callable[[slice], np.ndarray]:
+        """Return what decodes rows of the weight to float32 (rows, K), by the NumPy reference.
+
+        It raises ValueError where bytes stand for no codes.
+        """
+        weight, *parameters = self.arrays()
+
+        def decode(rows: slice) -> np.ndarray:
+            scale, zero_point = (part if part.shape[1] == 1 else part[:, rows] for part in parameters)
+            return reference.dequantize(
+                weight[:, rows], scale, zero_point, self.k, self.block_size, self.format
+            )
+
+        return decode
 
     def codes(self) -> Iterator[np.ndarray]:
         """Yield the codes uint8 (N, K) of each plane.
@@ -90,10 +116,10 @@ def packed_nodes(model: ir.Model) -> Iterator[PackedNode]:
         for node in ir.traversal.RecursiveGraphIterator(graph):
             layout = _FORMATS.get(node.op_type) if node.domain == DOMAIN else None
             if layout is not None:
-                yield _read(node, layout)
+                yield _read(node, layout, graph)
 
 
-def _read(node: ir.Node, layout: Format) -> PackedNode:
+def _read(node: ir.Node, layout: Format, root: ir.Graph) -> PackedNode:
     where = f"packed node {node.name or node.outputs[0].name!r}"
     try:
         n, k, block_size, bits = (
@@ -116,7 +142,7 @@ def _read(node: ir.Node, layout: Format) -> PackedNode:
             f"block_size = {block_size}; {_WAY_OUT}"
         )
     layer = node.metadata_props.get(LAYER) or node.name or str(node.outputs[0].name)
-    return PackedNode(layer, node, layout.name, n, k, block_size, bits, tensors)
+    return PackedNode(layer, node, layout.name, n, k, block_size, bits, tensors, root)
 
 
 def _fit(tensors: _Tensors, n: int, rows: tuple[int, int], groups: int) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -105,11 +105,9 @@ def replace(
         shared: the same object for all replacements in a model; None if there is only this one.
     """
     op_type = PANEL_OP if layout == "panel" else FORMATS[quantized.format].op_type
-    _declare(model, linear.root, op_type)
-    edit = _Edit(linear, shared or Shared.of(model))
-    x = linear.x
-    for reshaping in linear.before:
-        x = edit.reshape(x, reshaping)
+    _declare_op(model, linear.root, op_type)
+    edit = Edit(linear, shared or Shared.of(model))
+    x = edit.enter()
     packed = edit.packed(quantized, layout)
     node = ir.Node(
         DOMAIN,
@@ -124,21 +122,13 @@ def replace(
                 "activation_scale": float(activation_scale),
             }
         ),
-        name=edit.name(),
-        doc_string=linear.node.doc_string,
-        metadata_props=linear.node.metadata_props | {X: str(linear.x.name), Y: str(linear.y.name)},
     )
-    y = edit.add(node)
-    for reshaping in linear.after:
-        y = edit.reshape(y, reshaping)
-    if linear.addend is not None:
-        y = edit.add_addend(y, linear.addend)
-    edit.splice(y)
+    edit.leave(edit.main(node))
     return node
 
 
-class _Edit:
-    """The nodes that are to replace one layer, in order."""
+class Edit:
+    """The nodes that are to replace one layer, in order: `enter`, then any with one `main`, then `leave`."""
 
     def __init__(self, linear: Linear, shared: Shared) -> None:
         self.linear = linear
@@ -154,69 +144,112 @@ class _Edit:
             return self.linear.name
         return unique(self.linear.name, self.shared.node_names)
 
-    def add(self, node: ir.Node) -> ir.Value:
+    def enter(self) -> ir.Value:
+        """Return the activations (..., K)."""
+        x = self.linear.x
+        for reshaping in self.linear.before:
+            x = self.reshape(x, reshaping)
+        return x
+
+    def leave(self, y: ir.Value) -> None:
+        """Bring y (..., N) to the layout of the layer and put the nodes in its place."""
+        for reshaping in self.linear.after:
+            y = self.reshape(y, reshaping)
+        if self.linear.addend is not None:
+            y = self.add_addend(y, self.linear.addend)
+        self.splice(y)
+
+    def main(self, node: ir.Node, dtype: ir.DataType | None = None) -> ir.Value:
+        """Add the node that multiplies: it bears the layer's name and tells which values it replaced."""
+        linear = self.linear
+        node.name, node.doc_string = self.name(), linear.node.doc_string
+        node.metadata_props.update(linear.node.metadata_props)
+        node.metadata_props.update({X: str(linear.x.name), Y: str(linear.y.name)})
+        return self.add(node, dtype)
+
+    def add(self, node: ir.Node, dtype: ir.DataType | None = None) -> ir.Value:
+        """Add a node with one output, of the activations' type where no other is given."""
         node.metadata_props[LAYER] = self.linear.name
         self.nodes.append(node)
         output = node.outputs[0]
-        output.type = ir.TensorType(self.linear.dtype)
+        output.type = ir.TensorType(dtype or self.linear.dtype)
         output.name = unique(f"{self.linear.y.name}.{node.op_type}", self.shared.names)
         return output
 
-    def op(self, op_type: str, inputs: list[ir.Value], **attributes: tuple[int, ...]) -> ir.Value:
+    def op(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value],
+        dtype: ir.DataType | None = None,
+        **attributes: int | tuple[int, ...],
+    ) -> ir.Value:
         """Add a node of the default domain."""
         name = unique(f"{self.linear.name}.{op_type}", self.shared.node_names)
-        return self.add(
-            ir.Node("", op_type, inputs, ir.convenience.convert_attributes(attributes), name=name)
-        )
+        node = ir.Node("", op_type, inputs, ir.convenience.convert_attributes(attributes), name=name)
+        return self.add(node, dtype)
+
+    def to_float32(self, value: ir.Value) -> ir.Value:
+        """Cast a value of the activations' type to float32 where it is not that."""
+        float32 = ir.DataType.FLOAT
+        return value if self.linear.dtype == float32 else self.op("Cast", [value], float32, to=int(float32))
+
+    def to_activations(self, value: ir.Value) -> ir.Value:
+        """Cast a float32 value to the activations' type."""
+        dtype = self.linear.dtype
+        return value if dtype == ir.DataType.FLOAT else self.op("Cast", [value], to=int(dtype))
 
     def reshape(self, value: ir.Value, reshaping: Reshaping) -> ir.Value:
+        """Transpose, reshape or unsqueeze a value."""
         if reshaping.op_type == "Transpose":
             return self.op("Transpose", [value], perm=reshaping.value)
         if reshaping.op_type == "Unsqueeze" and opset_version(self.linear.root) < _UNSQUEEZE_INPUT_SINCE:
             return self.op("Unsqueeze", [value], axes=reshaping.value)
         name = f"{DOMAIN}.shape.{'_'.join(str(dim) for dim in reshaping.value)}"
-        return self.op(reshaping.op_type, [value, self._constant(name, np.array(reshaping.value, np.int64))])
+        return self.op(reshaping.op_type, [value, self.constant(name, np.array(reshaping.value, np.int64))])
 
     def add_addend(self, value: ir.Value, addend: ir.Value) -> ir.Value:
+        """Add what the layer adds that is no constant per output."""
         factor = self.linear.addend_factor
         if factor != 1.0:
             name = f"{DOMAIN}.factor.{self.linear.dtype.name}.{factor}"
-            constant = self._constant(name, np.array(factor, self.linear.dtype.numpy()))
+            constant = self.constant(name, np.array(factor, self.linear.dtype.numpy()))
             addend = self.op("Mul", [addend, constant])
         return self.op("Add", [value, addend])
 
     def packed(self, quantized: Quantized, layout: str) -> Iterator[ir.Value]:
         """Yield weight, scale and, where the format has one, zero point."""
-        weight = self.linear.weight
-        base = weight.name
         tensors = {quantized.format: quantized.weight, "scale": quantized.scale}
         if layout == "panel":
             tensors = {"panel": to_panels(quantized.weight, quantized.k), "scale": quantized.scale}
         if FORMATS[quantized.format].four_levels:
             tensors["zero_point"] = quantized.zero_point
         for suffix, array in tensors.items():
-            key = (weight.key, id(quantized), suffix)
-            yield self.shared.constant(self.graph, key, f"{base}.{suffix}", array, alive=quantized)
+            yield self.tensor(suffix, array, quantized)
 
-    def bias(self) -> ir.Value:
-        """The bias as a float32 (N,) value: the model's own where it is that already."""
+    def tensor(self, suffix: str, array: np.ndarray, made: object) -> ir.Value:
+        """A tensor of the weight, named after it; one for all layers that share what was `made`."""
+        weight = self.linear.weight
+        key = (weight.key, id(made), suffix)
+        return self.shared.constant(self.graph, key, f"{weight.name}.{suffix}", array, alive=made)
+
+    def bias(self, dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
+        """The bias as an (N,) value: the model's own where it is that already; float32 zeros if none."""
         bias, n = self.linear.bias, self.linear.weight.n
         if bias is None:
-            return self._constant(f"{DOMAIN}.zeros.{n}", np.zeros(n, np.float32))
+            return self.constant(f"{DOMAIN}.zeros.{n}", np.zeros(n, np.float32))
         if (
             bias.stored
             and bias.key == (bias.source, (), 1.0)
-            and bias.tensor.dtype == ir.DataType.FLOAT
+            and bias.tensor.dtype == dtype
             and bias.shape == (n,)
             and bias.source.graph is self.graph
         ):
             return bias.source
-        array = np.broadcast_to(bias.array().astype(np.float32).reshape(-1), (n,))
-        return self.shared.constant(
-            self.graph, (bias.key, n), f"{bias.name}.bias", np.ascontiguousarray(array)
-        )
+        array = np.broadcast_to(bias.array().astype(dtype.numpy()).reshape(-1), (n,))
+        key = (bias.key, n, dtype)
+        return self.shared.constant(self.graph, key, f"{bias.name}.bias", np.ascontiguousarray(array))
 
-    def _constant(self, name: str, array: np.ndarray) -> ir.Value:
+    def constant(self, name: str, array: np.ndarray) -> ir.Value:
         """A small constant that belongs to no weight; once in each graph, by its name."""
         return self.shared.constant(self.graph, name, name, array)
 
@@ -236,15 +269,20 @@ class _Edit:
         release(inputs)
 
 
-def _declare(model: ir.Model, root: ir.Graph, op_type: str) -> None:
-    """Give the model the op's body and import its domain where it is used."""
+def declare(model: ir.Model, root: ir.Graph, domain: str, version: int = 1) -> None:
+    """Import a domain where one of its ops is about to be used, and let initializers be constants."""
     if model.ir_version < 4:
         # Until IR version 3 every initializer had to be an input; from 4 on that makes it overridable.
         for value in [value for value in model.graph.inputs if value.is_initializer()]:
             model.graph.inputs.remove(value)
     model.ir_version = max(model.ir_version, _FUNCTIONS_SINCE)
-    model.opset_imports[DOMAIN] = VERSION
-    root.opset_imports[DOMAIN] = VERSION
+    model.opset_imports.setdefault(domain, version)
+    root.opset_imports.setdefault(domain, version)
+
+
+def _declare_op(model: ir.Model, root: ir.Graph, op_type: str) -> None:
+    """Give the model the op's body and import its domain where it is used."""
+    declare(model, root, DOMAIN, VERSION)
     op = (DOMAIN, op_type, "")
     if op not in model.functions:
         # before the functions that call it, because onnx.reference knows only those it has already read

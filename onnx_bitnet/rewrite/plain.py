@@ -1,0 +1,204 @@
+"""Put a MatMul with float weights in the place of a layer: to simulate packed ops, and to restore them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
+
+from onnx_bitnet.rewrite.constants import Constant
+from onnx_bitnet.rewrite.functions import DOMAIN
+from onnx_bitnet.rewrite.origins import opset_version
+from onnx_bitnet.rewrite.packed import PackedNode, packed_nodes
+from onnx_bitnet.rewrite.records import Linear, operand
+from onnx_bitnet.rewrite.replace import LAYER, Edit, Shared, declare
+
+_AXES_INPUT_SINCE = 18  # opset
+
+
+@dataclass(frozen=True, eq=False)
+class Plain:
+    """A weight as it is stored for MatMul.
+
+    Args:
+        weight: float32 or float16 (K, N).
+    """
+
+    weight: np.ndarray
+
+    @property
+    def n(self) -> int:
+        """Outputs."""
+        return int(self.weight.shape[1])
+
+    @property
+    def k(self) -> int:
+        """Inputs."""
+        return int(self.weight.shape[0])
+
+    @property
+    def format(self) -> str:
+        """What the report calls it."""
+        return self.weight.dtype.name
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weight."""
+        return self.weight.nbytes
+
+    def dequantize(self, rows: slice = slice(None)) -> np.ndarray:
+        """Return the weight matrix, or some of its rows, as float32 (rows, K)."""
+        return self.weight[:, rows].T.astype(np.float32)
+
+    @classmethod
+    def of(cls, weight: np.ndarray, linear: Linear) -> Plain:
+        """Store a float32 weight (N, K): as float16 where x is and nothing is lost."""
+        kinds = [weight, *([linear.bias.array()] if linear.bias else [])]
+        half = linear.dtype == ir.DataType.FLOAT16 and all(_fits_float16(array) for array in kinds)
+        return cls(np.ascontiguousarray(weight.T, np.float16 if half else np.float32))
+
+
+def _fits_float16(array: np.ndarray) -> bool:
+    with np.errstate(over="ignore"):
+        return np.array_equal(array.astype(np.float16), array)
+
+
+def replace_plain(
+    model: ir.Model,
+    linear: Linear,
+    plain: Plain,
+    *,
+    activation_bits: int,
+    activation_scale: float = 0.0,
+    shared: Shared,
+) -> None:
+    """Replace one layer by MatMul and Add, in float32 unless weight and activations are float16.
+
+    Args:
+        model: changed in place.
+        linear: found by `scan` in this model, or made from one of `packed_nodes`.
+        plain: its weight; the same object for layers that share it.
+        activation_bits: 8 or 16 quantize and dequantize activations in standard ops, as packed ops do.
+        activation_scale: step of statically quantized activations; 0 quantizes each row by its own peak.
+        shared: the same object for all replacements in a model.
+    """
+    declare(model, linear.root, "", opset_version(linear.root))
+    edit = Edit(linear, shared)
+    x, step = edit.enter(), None
+    half = activation_bits == 32 and plain.format == "float16"
+    dtype = ir.DataType.FLOAT16 if half else ir.DataType.FLOAT
+    x = x if half else edit.to_float32(x)
+    if activation_bits != 32:
+        x, step = _quantized(edit, x, activation_bits, activation_scale)
+    weight = edit.tensor(plain.format, plain.weight, plain)
+    if plain.format == "float16" and not half:
+        weight = edit.to_float32(weight)
+    y = edit.main(ir.Node("", "MatMul", [x, weight]), dtype)
+    y = y if step is None else edit.op("Mul", [y, step], dtype)
+    y = y if linear.bias is None else edit.op("Add", [y, edit.bias(dtype)], dtype)
+    edit.leave(y if half else edit.to_activations(y))
+
+
+def _quantized(edit: Edit, x: ir.Value, bits: int, static: float) -> tuple[ir.Value, ir.Value]:
+    """Return float32 x as integers -L - 1 to L, and the step between two of them."""
+
+    def constant(value: float) -> ir.Value:
+        return edit.constant(f"{DOMAIN}.float.{value:g}", np.array(value, np.float32))
+
+    def op(op_type: str, *inputs: ir.Value) -> ir.Value:
+        return edit.op(op_type, inputs, ir.DataType.FLOAT)
+
+    def clamped(factor: ir.Value) -> ir.Value:
+        rounded = op("Round", op("Mul", x, factor))
+        return op("Max", op("Min", rounded, most), constant(-(2.0 ** (bits - 1))))
+
+    most = constant(2.0 ** (bits - 1) - 1)
+    if static:
+        step = edit.constant(f"{DOMAIN}.step.{static!r}", np.array(static, np.float32))
+        return clamped(op("Div", constant(1.0), step)), step
+    magnitudes = op("Abs", x)
+    if opset_version(edit.linear.root) >= _AXES_INPUT_SINCE:
+        last = edit.constant(f"{DOMAIN}.shape.-1", np.array([-1], np.int64))
+        peak = edit.op("ReduceMax", [magnitudes, last], ir.DataType.FLOAT, keepdims=1)
+    else:
+        peak = edit.op("ReduceMax", [magnitudes], ir.DataType.FLOAT, axes=(-1,), keepdims=1)
+    absmax = op("Max", peak, constant(1e-5))
+    return clamped(op("Mul", op("Div", constant(1.0), absmax), most)), op("Div", absmax, most)
+
+
+def restore(model: ir.Model, activation_bits: int | None) -> Iterator[tuple[PackedNode, Plain, int]]:
+    """Replace every packed op by a MatMul with the weight that it stands for; yield what was and what is.
+
+    Activations of 16 bits become float, those of 8 bits and static ones stay quantized, unless other
+    `activation_bits` are given; what was done is yielded, too. At the end the other ops of the project are
+    spelled in standard ops, and its functions are gone.
+
+    Raises:
+        ModelError: a packed op is malformed.
+    """
+    shared = Shared.of(model)
+    done: dict[tuple[ir.Value | None, ...], Plain] = {}
+    for packed in list(packed_nodes(model)):
+        linear = _linear(packed)
+        key = tuple(packed.node.inputs[1:4])
+        plain = done.get(key) or Plain.of(packed.quantized().dequantize(), linear)
+        done[key] = plain
+        step = packed.node.attributes.get_float("activation_scale", 0.0)
+        bits = activation_bits or (packed.activation_bits if step or packed.activation_bits == 8 else 32)
+        step = step if bits == packed.activation_bits else 0.0
+        replace_plain(model, linear, plain, activation_bits=bits, activation_scale=step, shared=shared)
+        yield packed, plain, bits
+    InlinePass(criteria=lambda function: function.domain == DOMAIN)(model)
+    for op in [op for op in model.functions if op[0] == DOMAIN]:
+        del model.functions[op]
+    for root in (model.graph, *(function.graph for function in model.functions.values())):
+        root.opset_imports.pop(DOMAIN, None)
+
+
+def _linear(packed: PackedNode) -> Linear:
+    node = packed.node
+    bias = operand(node, len(node.inputs) - 1)
+    tensor = ir.convenience.get_const_tensor(bias)
+    assert tensor is not None
+    zeros = not tensor.numpy().any()
+    x = operand(node, 0)
+    if x.dtype is None:
+        x.type = ir.TensorType(node.outputs[0].dtype or ir.DataType.FLOAT)
+    return Linear(
+        packed.layer,
+        node,
+        0,
+        Constant(operand(node, 1), packed.tensors[0], (packed.n, packed.k)),
+        packed.root,
+        bias=None if zeros else Constant(bias, tensor, (packed.n,)),
+    )
+
+
+@dataclass(frozen=True)
+class PlainNode:
+    """A MatMul that replaced a layer, as it stands in a model."""
+
+    layer: str
+    node: ir.Node
+
+    def decoder(self) -> Callable[[slice], np.ndarray]:
+        """Return what gives rows of its weight as float32 (rows, K)."""
+        value = operand(self.node, 1)
+        made_by = value.producer()
+        if made_by is not None and made_by.op_type == "Cast":
+            value = operand(made_by, 0)
+        tensor = ir.convenience.get_const_tensor(value)
+        assert tensor is not None
+        weight = tensor.numpy()
+        return lambda rows: weight[:, rows].T.astype(np.float32)
+
+
+def plain_nodes(model: ir.Model) -> Iterator[PlainNode]:
+    """Yield every MatMul that replaced a layer."""
+    for graph in (model.graph, *(function.graph for function in model.functions.values())):
+        for node in ir.traversal.RecursiveGraphIterator(graph):
+            if node.op_type == "MatMul" and LAYER in node.metadata_props:
+                yield PlainNode(node.metadata_props[LAYER], node)

@@ -1,0 +1,53 @@
+"""The forms in which a quantized weight can stand in a model, one or more for each target of a recipe."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from onnx_bitnet.nbits import DynamicInt8, NBits, integers
+from onnx_bitnet.quantize import LayerSpec, Quantized
+from onnx_bitnet.rewrite.plain import Plain, replace_plain
+from onnx_bitnet.rewrite.records import Linear
+from onnx_bitnet.rewrite.replace import Shared, replace
+from onnx_bitnet.rewrite.stock import replace_stock
+
+Stored = Quantized | NBits | DynamicInt8 | Plain
+
+
+def store(quantized: Quantized, linear: Linear, spec: LayerSpec, target: str) -> Stored:
+    """Bring a quantized weight into the form that a target wants; nothing is lost.
+
+    With target `ort`, 8-bit weights without blocks that are to meet 8-bit activations become
+    DynamicQuantizeMatMul, all others MatMulNBits.
+    """
+    if target == "custom":
+        return quantized
+    if target == "simulate":
+        return Plain.of(quantized.dequantize(), linear)
+    found = integers(quantized)
+    assert found is not None, "decide keeps what has no integers"
+    if found.bits == 8 and found.block_size == 0 and spec.dynamic_int8:
+        return DynamicInt8.pack(found)
+    return NBits.pack(found)
+
+
+def put(
+    model: ir.Model, linear: Linear, stored: Stored, spec: LayerSpec, layout: str, shared: Shared
+) -> ir.Node | None:
+    """Put the ops for a stored weight in the place of its layer; return the op if it is a packed one."""
+    bits, step = spec.activation_bits, spec.activation_scale
+    if isinstance(stored, Quantized):
+        return replace(
+            model,
+            linear,
+            stored,
+            activation_bits=bits,
+            activation_scale=step,
+            layout=layout,
+            shared=shared,
+        )
+    if isinstance(stored, Plain):
+        replace_plain(model, linear, stored, activation_bits=bits, activation_scale=step, shared=shared)
+    else:
+        replace_stock(model, linear, stored, activation_bits=bits, shared=shared)
+    return None
