@@ -120,7 +120,7 @@ def test_memory_of_sessions_is_bounded(tmp_path):
     rows = [line.strip("| ").split(" | ") for line in shown.splitlines()[-4:]]
     assert [row[:2] for row in rows] == [[f"{name}, 70 MB", n] for name in ("i2s", "panel") for n in "12"]
     assert max(float(row[-1]) for row in rows) <= 1.3
-    assert max(float(row[4]) for row in rows[2:]) <= 20  # MB of the process's own
+    assert max(float(row[5]) for row in rows[2:]) <= 20  # MB of the process's own
     assert not list(tmp_path.iterdir())
 
 
