@@ -87,6 +87,10 @@ def test_filters_leave_the_others_out(limits, tmp_path):
     assert {row["kernel"] for row in rows} == {"dot_i2s_scalar", "dot_w4_scalar", "dot_w8_scalar"}
 
 
+def test_instructions_are_counted_by_a_program_that_starts():
+    assert "counts the instructions" in run("instructions.py", "--help").lower()
+
+
 def test_a_layer_runs_beside_its_peers(layers):
     document = json.loads(layers.read_text())
     assert document["schema"] == "onnx_bitnet.bench_layers/1"
