@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
 import onnx_ir as ir
 
 from onnx_bitnet.nbits import DynamicInt8, NBits, integers
@@ -10,6 +13,7 @@ from onnx_bitnet.rewrite.plain import Plain, replace_plain
 from onnx_bitnet.rewrite.records import Linear
 from onnx_bitnet.rewrite.replace import Shared, replace
 from onnx_bitnet.rewrite.stock import replace_stock
+from onnx_bitnet.rotation import Rotation
 
 Stored = Quantized | NBits | DynamicInt8 | Plain
 
@@ -31,8 +35,22 @@ def store(quantized: Quantized, linear: Linear, spec: LayerSpec, target: str) ->
     return NBits.pack(found)
 
 
+@dataclass(frozen=True, eq=False)
+class Basis:
+    """What a packed weight wants beside it: its inputs rotated, and something added to the bias."""
+
+    rotation: Rotation | None = None
+    bias_shift: np.ndarray | None = None
+
+
 def put(
-    model: ir.Model, linear: Linear, stored: Stored, spec: LayerSpec, layout: str, shared: Shared
+    model: ir.Model,
+    linear: Linear,
+    stored: Stored,
+    spec: LayerSpec,
+    layout: str,
+    shared: Shared,
+    basis: Basis,
 ) -> ir.Node | None:
     """Put the ops for a stored weight in the place of its layer; return the op if it is a packed one."""
     bits, step = spec.activation_bits, spec.activation_scale
@@ -44,6 +62,8 @@ def put(
             activation_bits=bits,
             activation_scale=step,
             layout=layout,
+            rotation=basis.rotation,
+            bias_shift=basis.bias_shift,
             shared=shared,
         )
     if isinstance(stored, Plain):

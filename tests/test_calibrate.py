@@ -263,7 +263,7 @@ def test_ranges():
 
 
 def test_a_recipe_may_ask_for_static_scales(model, tmp_path):
-    recipe = {"mode": "ternary", "activation_bits": 8, "activation_scale": "percentile"}
+    recipe = {"mode": "ternary", "rounding": "mse", "activation_bits": 8, "activation_scale": "percentile"}
     rules = [("*.c", {"activation_scale": "dynamic"})]
     report = bn.convert(model, tmp_path / "out.onnx", recipe | {"rules": rules}, data=batches())
     statistics = bn.calibrate(model, batches()).layers
@@ -283,7 +283,9 @@ def load(folder):
 
 
 def test_static_scales_need_data_of_this_model(model, tmp_path):
-    with pytest.raises(RecipeError, match="static activation scales need calibration data"):
+    with pytest.raises(
+        RecipeError, match="static activation scales and the roundings gptq and weighted need"
+    ):
         bn.plan(model, {"activation_scale": "mse"})
     other = chain(tmp_path / "other.onnx", {"a": ternary(8, 32)})
     data = {"x": np.ones((2, 32), np.float32)}
