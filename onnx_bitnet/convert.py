@@ -17,23 +17,28 @@ import onnx_ir as ir
 
 from onnx_bitnet import files
 from onnx_bitnet.activations import LayerStatistics
-from onnx_bitnet.calibrate import Calibration, calibrate
-from onnx_bitnet.decide import Keep, check_rules, decide, keep_unseen, needs_calibration, way
-from onnx_bitnet.errors import DataError, EvaluationError, RecipeError, Refused
+from onnx_bitnet.calibrate import Calibration
+from onnx_bitnet.compensate import Moments
+from onnx_bitnet.decide import Keep, check_rules, decide, keep_unseen, way
+from onnx_bitnet.errors import DataError, EvaluationError, Refused
 from onnx_bitnet.formats import panel_shape
+from onnx_bitnet.moments import Inputs, measuring
 from onnx_bitnet.quantize import LayerSpec, Quantized, quantize_layer
 from onnx_bitnet.recipe import Recipe
 from onnx_bitnet.report import KEPT, Layer, Reason, Report
 from onnx_bitnet.rewrite.cleanup import cleanup
 from onnx_bitnet.rewrite.fuse import Placed, fuse
-from onnx_bitnet.rewrite.plain import restore
+from onnx_bitnet.rewrite.plain import restore, spell_out
 from onnx_bitnet.rewrite.records import Activations, Linear, Refusal
 from onnx_bitnet.rewrite.replace import Shared
 from onnx_bitnet.rewrite.scan import prepare, scan
+from onnx_bitnet.rotation import Rotation, rotation
 from onnx_bitnet.targets import Stored, put, store
 from onnx_bitnet.verify import verify
 
 Progress = Callable[[int, int, str], None]
+
+UNUSED = "the calibration data was not used: no step of this recipe needs any"
 # What was stored, by weight and settings: the first layer's name, the weight, and its form in the model.
 _Done = dict[Hashable, tuple[str, Quantized, Stored]]
 
@@ -60,8 +65,10 @@ def convert(
         source: an ONNX model.
         output: where to write; weights of more than 1 MiB go to `<output>.data` beside it.
         recipe: a Recipe, a dict of its fields, or a path to a `.toml` or `.json` file; None for the defaults.
-        data: what recipes with static activation scales need: a Calibration, or feeds as `bn.calibrate` takes
-            them. The report says so when it was not used.
+        data: feeds as `bn.calibrate` takes them, or a Calibration: what static activation scales and the
+            roundings `gptq` and `weighted` need. With feeds gptq runs the model as it is converted, layer by
+            layer, so that each makes good the errors of those before; a Calibration knows the float model
+            only. The report says so when data was not used.
         force: overwrite existing output files.
         strict: raise Refused, and write nothing, if a layer with a constant weight cannot be packed.
         progress: called as progress(done, total, layer name) before each layer and once at the end.
@@ -79,14 +86,12 @@ def convert(
     file = files.read(source)
     files.check_output(file, output, force=force)
     widened = prepare(file.model)
-    calibration = _calibration(source, recipe, data)
-    layers, meant = _transform(file.model, recipe, calibration, progress)
+    layers, meant, notes = _transform(file, recipe, data, progress, widened=widened)
     if strict:
         _refuse(layers)
     with files.staged(file.model, output) as written:
         verify(written, meant)
     nbytes = sum(path.stat().st_size for path in (output, files.data_path(output)) if path.exists())
-    notes = _notes(recipe, layers, data, calibration, widened=widened)
     return Report(str(source), str(output), recipe.to_dict(), tuple(layers), notes, file.nbytes, nbytes)
 
 
@@ -105,10 +110,8 @@ def plan(
     recipe = Recipe.parse(recipe)
     file = files.read(source)
     widened = prepare(file.model)
-    calibration = _calibration(source, recipe, data)
-    layers, _ = _transform(file.model, recipe, calibration, progress)
+    layers, _, notes = _transform(file, recipe, data, progress, widened=widened)
     nbytes = files.size_of(file.model, default_output(source))
-    notes = _notes(recipe, layers, data, calibration, widened=widened)
     return Report(str(source), None, recipe.to_dict(), tuple(layers), notes, file.nbytes, nbytes)
 
 
@@ -117,50 +120,29 @@ def default_output(source: str | Path) -> Path:
     return Path(source).with_name(f"{Path(source).stem}.bitnet.onnx")
 
 
+_Layers = tuple[list[Layer], dict[str, Stored]]
+
+
 def _transform(
-    model: ir.Model, recipe: Recipe, calibration: Calibration | None, progress: Progress | None
-) -> tuple[list[Layer], dict[str, Stored]]:
-    """Do everything to a model in memory; return the report's layers and the weights that were put in."""
+    file: files.ModelFile, recipe: Recipe, data: object, progress: Progress | None, *, widened: bool
+) -> tuple[list[Layer], dict[str, Stored], tuple[str, ...]]:
+    """Do everything to a model in memory; return the report's layers, the weights put in, and notes."""
+    model = file.model
     if recipe.target == "float":
         layers, meant = _restore(model, recipe, progress)
+        notes = _notes(recipe, layers, data, None, widened=widened)
     else:
-        layers, meant = _rewrite(model, recipe, calibration, progress)
+        layers, meant, notes = _rewrite(file, recipe, data, progress, widened=widened)
     cleanup(model)
     model.metadata_props["onnx_bitnet.version"] = version("onnx-bitnet")
     model.metadata_props["onnx_bitnet.recipe"] = json.dumps(recipe.to_dict(), sort_keys=True)
     model.metadata_props[KEPT] = json.dumps(
         {layer.name: layer.reason.value for layer in layers if layer.reason is not None}
     )
-    return layers, meant
+    return layers, meant, notes
 
 
-def _rewrite(
-    model: ir.Model, recipe: Recipe, calibration: Calibration | None, progress: Progress | None
-) -> tuple[list[Layer], dict[str, Stored]]:
-    """Replace what is to be replaced; return the report's layers and the weights that were put in."""
-    layers: list[Layer] = []
-    meant: dict[str, Stored] = {}
-    placed: list[Placed] = []
-    shared = Shared.of(model)
-    for step in _walk(model, recipe, calibration, progress):
-        layers.append(step.layer)
-        if step.linear is None or step.spec is None or step.stored is None:
-            continue
-        node = put(model, step.linear, step.stored, step.spec, recipe.layout, shared)
-        name, root = step.linear.name, step.linear.root
-        meant[name] = step.stored
-        if node is not None and isinstance(step.stored, Quantized):
-            placed.append(Placed(name, node, step.stored, root, (name,)))
-    if recipe.fuse:
-        placed = fuse(placed, shared)
-        layers = _with_ops(layers, placed)
-        meant = {op.name: op.quantized for op in placed}
-    return layers, meant
-
-
-def _restore(
-    model: ir.Model, recipe: Recipe, progress: Progress | None
-) -> tuple[list[Layer], dict[str, Stored]]:
+def _restore(model: ir.Model, recipe: Recipe, progress: Progress | None) -> _Layers:
     """Do the opposite of `_rewrite` for a model with packed ops."""
     layers: list[Layer] = []
     meant: dict[str, Stored] = {}
@@ -195,19 +177,43 @@ class _Step:
     linear: Linear | None = None
     spec: LayerSpec | None = None
     stored: Stored | None = None
+    rotation: Rotation | None = None
+    bias_shift: np.ndarray | None = None
 
 
-def _calibration(source: str | Path, recipe: Recipe, data: object) -> Calibration | None:
-    """Return what the recipe needs to know about activations; None if it needs nothing."""
-    if not needs_calibration(recipe):
-        return None
-    if isinstance(data, Calibration):
-        return data
-    if data is None:
-        raise RecipeError(
-            "static activation scales need calibration data; give feeds or a Calibration (data)"
-        )
-    return calibrate(source, data, second_moments=False)
+def _rewrite(
+    file: files.ModelFile, recipe: Recipe, data: object, progress: Progress | None, *, widened: bool
+) -> tuple[list[Layer], dict[str, Stored], tuple[str, ...]]:
+    """Replace what is to be replaced; return the report's layers, the weights put in, and notes."""
+    layers: list[Layer] = []
+    meant: dict[str, Stored] = {}
+    placed: list[Placed] = []
+    shared = Shared.of(file.model)
+    with measuring(file, recipe, data) as (calibration, inputs):
+        for step in _walk(file.model, recipe, calibration, inputs, progress):
+            layers.append(step.layer)
+            if step.linear is None or step.spec is None or step.stored is None:
+                continue
+            extras: dict[str, Any] = {
+                "rotation": step.rotation,
+                "bias_shift": step.bias_shift,
+                "shared": shared,
+            }
+            node = put(file.model, step.linear, step.stored, step.spec, layout=recipe.layout, **extras)
+            meant[step.linear.name] = step.stored
+            if node is not None and isinstance(step.stored, Quantized):
+                name, root = step.linear.name, step.linear.root
+                placed.append(Placed(name, node, step.stored, root, (name,)))
+            if inputs is not None:
+                inputs.replaced()
+    if recipe.fuse:
+        placed = fuse(placed, shared)
+        layers = _with_ops(layers, placed)
+        meant = {op.name: op.quantized for op in placed}
+    if recipe.target != "custom":
+        spell_out(file.model)
+    unused = data if calibration is None and inputs is None else None
+    return layers, meant, _notes(recipe, layers, unused, calibration, widened=widened)
 
 
 def _statistics(linear: Linear, calibration: Calibration | None) -> LayerStatistics | None:
@@ -221,7 +227,11 @@ def _statistics(linear: Linear, calibration: Calibration | None) -> LayerStatist
 
 
 def _walk(
-    model: ir.Model, recipe: Recipe, calibration: Calibration | None, progress: Progress | None
+    model: ir.Model,
+    recipe: Recipe,
+    calibration: Calibration | None,
+    inputs: Inputs | None,
+    progress: Progress | None,
 ) -> Iterator[_Step]:
     found = scan(model)
     check_rules(recipe, found)
@@ -236,30 +246,45 @@ def _walk(
         if progress is not None:
             progress(index, len(linears), item.name)
         statistics = _statistics(item, calibration)
-        yield _step(item, keep_unseen(index, linears, recipe), recipe, statistics, done)
+        yield _step(item, keep_unseen(index, linears, recipe), recipe, statistics, inputs, done)
     if progress is not None:
         progress(len(linears), len(linears), "")
 
 
 def _step(
-    linear: Linear, keep: Keep | None, recipe: Recipe, statistics: LayerStatistics | None, done: _Done
+    linear: Linear,
+    keep: Keep | None,
+    recipe: Recipe,
+    statistics: LayerStatistics | None,
+    inputs: Inputs | None,
+    done: _Done,
 ) -> _Step:
     """Decide one layer and quantize it; `done` holds what was stored before, for tied weights to share."""
     weight = linear.weight
     if keep is not None:
         return _Step(_left(linear, keep.reason, keep.detail, weight.n, weight.k))
-    linear = way(linear, recipe)
+    seen, linear = linear.x, way(linear, recipe)
     weight = linear.weight
     try:
         array = weight.array()
     except EvaluationError as error:
         return _Step(_left(linear, Reason.WEIGHT_NOT_EVALUATED, str(error), weight.n, weight.k))
-    decision = decide(linear, array, recipe, statistics)
+    measured = inputs is not None and linear.x is seen and inputs.reach(linear.name)
+    decision = decide(linear, array, recipe, statistics, measured=measured)
     if isinstance(decision, Keep):
         return _Step(_left(linear, decision.reason, decision.detail, weight.n, weight.k))
+    moments = inputs.of(linear.name) if inputs is not None and decision.measured else None
+    float_bytes = array.nbytes
+    turned = rotation(weight.k, decision.rotation) if decision.rotation else None
+    if turned is not None:
+        array, moments = turned.rows(array), moments and moments.rotated(turned)
     key = (weight.key, decision.settings)
-    first, quantized, stored = done.get(key) or (None, *_quantize(array, linear, decision, recipe.target))
+    first, quantized, stored = done.get(key) or (
+        None,
+        *_quantize(array, linear, decision, moments, recipe.target),
+    )
     done.setdefault(key, (linear.name, quantized, stored))
+    bias_shift = moments.bias_shift(array, quantized.dequantize()) if moments else None
     layer = Layer(
         name=linear.name,
         op_type=linear.node.op_type,
@@ -276,15 +301,18 @@ def _step(
         lossless=quantized.lossless,
         sqnr_db=quantized.sqnr_db,
         zeros=quantized.zeros,
-        float_bytes=array.nbytes,
+        rotation=turned.block_size if turned else 0,
+        float_bytes=float_bytes,
         packed_bytes=stored.nbytes + _padding(stored, recipe.layout),
         shared_with=first,
     )
-    return _Step(layer, linear, decision, stored)
+    return _Step(layer, linear, decision, stored, turned, bias_shift)
 
 
-def _quantize(array: np.ndarray, linear: Linear, spec: LayerSpec, target: str) -> tuple[Quantized, Stored]:
-    quantized = quantize_layer(array, spec)
+def _quantize(
+    array: np.ndarray, linear: Linear, spec: LayerSpec, moments: Moments | None, target: str
+) -> tuple[Quantized, Stored]:
+    quantized = quantize_layer(array, spec, moments)
     return quantized, store(quantized, linear, spec, target)
 
 
@@ -340,7 +368,7 @@ def _refuse(layers: Sequence[Layer]) -> None:
 
 
 def _notes(
-    recipe: Recipe, layers: Sequence[Layer], data: object, calibration: Calibration | None, *, widened: bool
+    recipe: Recipe, layers: Sequence[Layer], unused: object, calibration: Calibration | None, *, widened: bool
 ) -> tuple[str, ...]:
     notes = list(calibration.notes) if calibration is not None else []
     if widened:
@@ -363,8 +391,8 @@ def _notes(
         notes.append("nothing was restored: the model has no packed layers")
     elif not any(layer.converted for layer in layers):
         notes.append(_nothing_converted(layers))
-    if data is not None and calibration is None:
-        notes.append("the calibration data was not used: no step of this recipe needs any")
+    if unused is not None:
+        notes.append(UNUSED)
     return tuple(notes)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import onnx_ir as ir
 
 from onnx_bitnet.nbits import DynamicInt8, NBits, integers
@@ -10,6 +13,7 @@ from onnx_bitnet.rewrite.plain import Plain, replace_plain
 from onnx_bitnet.rewrite.records import Linear
 from onnx_bitnet.rewrite.replace import Shared, replace
 from onnx_bitnet.rewrite.stock import replace_stock
+from onnx_bitnet.rotation import Rotation
 
 Stored = Quantized | NBits | DynamicInt8 | Plain
 
@@ -32,22 +36,25 @@ def store(quantized: Quantized, linear: Linear, spec: LayerSpec, target: str) ->
 
 
 def put(
-    model: ir.Model, linear: Linear, stored: Stored, spec: LayerSpec, layout: str, shared: Shared
+    model: ir.Model,
+    linear: Linear,
+    stored: Stored,
+    spec: LayerSpec,
+    *,
+    layout: str,
+    rotation: Rotation | None,
+    bias_shift: np.ndarray | None,
+    shared: Shared,
 ) -> ir.Node | None:
     """Put the ops for a stored weight in the place of its layer; return the op if it is a packed one."""
     bits, step = spec.activation_bits, spec.activation_scale
+    turned: dict[str, Any] = {"rotation": rotation, "bias_shift": bias_shift, "shared": shared}
     if isinstance(stored, Quantized):
         return replace(
-            model,
-            linear,
-            stored,
-            activation_bits=bits,
-            activation_scale=step,
-            layout=layout,
-            shared=shared,
+            model, linear, stored, activation_bits=bits, activation_scale=step, layout=layout, **turned
         )
     if isinstance(stored, Plain):
-        replace_plain(model, linear, stored, activation_bits=bits, activation_scale=step, shared=shared)
+        replace_plain(model, linear, stored, activation_bits=bits, activation_scale=step, **turned)
     else:
-        replace_stock(model, linear, stored, activation_bits=bits, shared=shared)
+        replace_stock(model, linear, stored, activation_bits=bits, **turned)
     return None

@@ -12,7 +12,8 @@ ROOT = Path(onnx_bitnet.__file__).parent
 STACK = [
     ["errors", "report", "reference", "_native"],
     ["recipe", "kernels", "formats"],
-    ["scales", "activations"],
+    ["scales", "activations", "grids", "rotation"],
+    ["compensate"],
     ["quantize", "ranges"],
     ["nbits"],
     ["rewrite", "runtime", "torch", "weights"],
@@ -31,6 +32,7 @@ STACK = [
     ],
     ["verify"],
     ["calibrate"],
+    ["moments"],
     ["convert", "inspection", "doctor", "bench", "decoder"],
     ["validation", "validate", "html_report"],
     ["simulation", "candidates", "frontier"],
