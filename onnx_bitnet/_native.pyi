@@ -145,3 +145,19 @@ def dequantize(
 def observe(
     x: Array, sum: Array, abs_sum: Array, bins_per_unit: float, histogram: Array
 ) -> tuple[float, float, float, float]: ...
+def fit_grid(
+    coefficient: Array,
+    w: Array,
+    importance: Array,
+    template: Array,
+    theta: Array,
+    *,
+    block_size: int,
+    rounds: int,
+) -> None: ...
+
+class Tables:
+    def __init__(self, coefficient: Array, theta: Array) -> None: ...
+    def feedback(
+        self, group: Array, feedback: Array, base: Array, state: Array, index: Array, error: Array
+    ) -> None: ...

@@ -1174,3 +1174,167 @@ def observe(
             histogram.shape[0],
         )
     return o.mean, o.second, o.third, o.fourth
+
+
+# ---- grids -------------------------------------------------------------------------------------------------
+
+cdef extern from "grid.h" nogil:
+    int BN_GRID_LEVELS, BN_GRID_PARAMS
+    ctypedef struct bn_levels:
+        const float *coefficient
+        size_t count, params
+    ctypedef struct bn_sorted:
+        pass
+    void bn_fit_grid(
+        const bn_levels *levels,
+        const float *w,
+        const float *importance,
+        size_t count,
+        const float *start,
+        size_t starts,
+        size_t rounds,
+        float *theta,
+    )
+    void bn_sort_levels(const bn_levels *levels, const float *theta, bn_sorted *sorted)
+    void bn_feedback(
+        const bn_sorted *sorted,
+        size_t levels,
+        const int32_t *group,
+        const float *feedback,
+        size_t count,
+        const float *base,
+        float *state,
+        uint8_t *index,
+        float *error,
+    )
+
+
+cdef int _levels(const float[:, ::1] coefficient, bn_levels *levels) except -1:
+    _require(2 <= coefficient.shape[0] <= BN_GRID_LEVELS, "a grid has 2 to 256 levels")
+    _require(1 <= coefficient.shape[1] <= BN_GRID_PARAMS, "a grid has 1 to 4 parameters")
+    levels.coefficient = &coefficient[0, 0]
+    levels.count, levels.params = coefficient.shape[0], coefficient.shape[1]
+    return 0
+
+
+def fit_grid(
+    const float[:, ::1] coefficient,
+    const float[:, ::1] w,
+    const float[::1] importance,
+    const float[:, ::1] template,
+    float[:, :, ::1] theta,
+    *,
+    size_t block_size,
+    size_t rounds,
+):
+    """Fit the parameters of each group of weights of some rows to a grid, see ext/grid.h.
+
+    Args:
+        coefficient: (levels, params).
+        w: (rows, K).
+        importance: (K,), at least 0.
+        template: (starts, params) parameters to start from, times the root of the weighted mean square of a group.
+        theta: out (rows, groups, params).
+        block_size: weights of a group.
+        rounds: of alternating fits.
+    """
+    cdef bn_levels levels
+    cdef size_t rows = w.shape[0], k = w.shape[1], starts = template.shape[0], row, g, i, p, count
+    cdef size_t groups = theta.shape[1]
+    cdef double square, weight
+    cdef float[:, ::1] start = np.empty((starts, template.shape[1]), np.float32)
+    _levels(coefficient, &levels)
+    _require(rows > 0 and k > 0 and starts > 0 and block_size > 0, "w and template must not be empty")
+    _require(importance.shape[0] == w.shape[1], "importance must be (K,)")
+    _require(
+        theta.shape[0] == w.shape[0]
+        and groups == (k - 1) // block_size + 1
+        and {<size_t>theta.shape[2], <size_t>template.shape[1]} == {levels.params},
+        "theta must be (rows, groups, params)",
+    )
+    with nogil:
+        for row in range(rows):
+            for g in range(groups):
+                count = min(block_size, k - g * block_size)
+                square, weight = 0, 1e-30
+                for i in range(g * block_size, g * block_size + count):
+                    square += <double>importance[i] * w[row, i] * w[row, i]
+                    weight += importance[i]
+                for i in range(starts):
+                    for p in range(levels.params):
+                        start[i, p] = <float>(template[i, p] * (square / weight) ** 0.5)
+                bn_fit_grid(
+                    &levels,
+                    &w[row, g * block_size],
+                    &importance[g * block_size],
+                    count,
+                    &start[0, 0],
+                    starts,
+                    rounds,
+                    &theta[row, g, 0],
+                )
+
+
+cdef class Tables:
+    """The sorted levels of each group of some rows.
+
+    Args:
+        coefficient: (levels, params).
+        theta: (rows, groups, params).
+    """
+
+    cdef bn_levels levels
+    cdef object memory
+    cdef bn_sorted *sorted
+    cdef size_t rows, groups
+
+    def __init__(self, const float[:, ::1] coefficient, const float[:, :, ::1] theta):
+        cdef size_t i
+        cdef const float *values
+        _levels(coefficient, &self.levels)
+        _require(theta.size > 0 and <size_t>theta.shape[2] == self.levels.params, "theta must be (rows, groups, params)")
+        self.rows, self.groups = theta.shape[0], theta.shape[1]
+        self.memory = np.empty(self.rows * self.groups * sizeof(bn_sorted), np.uint8)
+        self.sorted = <bn_sorted *><size_t>self.memory.ctypes.data
+        values = &theta[0, 0, 0]
+        with nogil:
+            for i in range(self.rows * self.groups):
+                bn_sort_levels(&self.levels, values + i * self.levels.params, &self.sorted[i])
+
+    def feedback(
+        self,
+        const int32_t[::1] group,
+        const float[:, ::1] feedback,
+        const float[:, ::1] base,
+        float[:, ::1] state,
+        uint8_t[:, ::1] index,
+        float[:, ::1] error,
+    ):
+        """Round some columns one after the other, see bn_feedback in ext/grid.h.
+
+        Args:
+            group: (columns,) the group of each.
+            feedback: (columns, columns).
+            base: (rows, columns).
+            state: in and out (rows, columns).
+            index: out (rows, columns) levels.
+            error: out (rows, columns).
+        """
+        cdef Py_ssize_t row, columns = group.shape[0]
+        shapes = {np.shape(base), np.shape(state), np.shape(index), np.shape(error)}
+        _require(columns > 0 and shapes == {(self.rows, columns)}, "arrays must be (rows, columns)")
+        _require((feedback.shape[0], feedback.shape[1]) == (columns, columns), "feedback must be square")
+        _require(0 <= np.min(group) and np.max(group) < self.groups, "there is no such group")
+        with nogil:
+            for row in range(<Py_ssize_t>self.rows):
+                bn_feedback(
+                    &self.sorted[row * self.groups],
+                    self.levels.count,
+                    &group[0],
+                    &feedback[0, 0],
+                    columns,
+                    &base[row, 0],
+                    &state[row, 0],
+                    &index[row, 0],
+                    &error[row, 0],
+                )
