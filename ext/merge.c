@@ -66,12 +66,14 @@ bn_merge bn_find_merge(const bn_matmul_desc *d)
 
 void bn_merge_zero_points(const bn_matmul_desc *d, const bn_merge *merge, float *zero_point)
 {
-    const size_t count = d->zero_point_rows * bn_make_groups(d->k, d->block_size).count;
+    const size_t rows = d->zero_point ? d->zero_point_rows : 1;
+    const size_t count = rows * bn_make_groups(d->k, d->block_size).count;
 
     for (size_t i = 0; i < count; i++) {
         zero_point[i] = 0.0f;
         for (size_t plane = 0; plane < merge->planes; plane++) {
-            zero_point[i] += merge->ratio[plane] * d->zero_point[plane * count + i];
+            const float own = d->zero_point ? d->zero_point[plane * count + i] : 1.0f;
+            zero_point[i] += (float)merge->ratio[plane] * own;
         }
     }
 }

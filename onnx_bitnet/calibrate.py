@@ -9,6 +9,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -239,7 +240,8 @@ class _Passes:
         found: dict[Source, LayerStatistics] = {}
         for number, group in enumerate(groups):
             collectors = {source: Collector(source.k, second_moment=self._second_moments) for source in group}
-            runner = fetching(self._file, [source.value for source in group], self._threads)
+            names = [source.value for source in group]
+            runner = fetching(self._file.model, self._file.path, names, self._threads)
             for index, batch in enumerate(self._feeds):
                 if progress is not None:
                     total = self._feeds.count * len(groups)
@@ -279,17 +281,32 @@ class _Passes:
         }
 
 
-def fetching(file: files.ModelFile, names: Sequence[str], threads: int) -> Runner:
-    """Return the model in a session that computes these values and nothing that they do not need.
+def fetching(model: ir.Model, path: Path, names: Sequence[str], threads: int) -> Runner | None:
+    """Return the part of a model that computes some values in a session; None if they all are fed."""
+    fed = [str(value.name) for value in model.graph.inputs]
+    wanted = [name for name in dict.fromkeys(names) if name not in fed]
+    if not wanted:
+        return None
+    graph = ir.convenience.extract(model.graph, fed, wanted)
+    part = ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
+    return start(part, path, threads)
 
-    The outputs of `file.model` are replaced; names of inputs are left out.
-    """
-    known = values(file.model)
-    wanted = [known[name] for name in dict.fromkeys(names)]
-    computed = [value for value in wanted if not value.is_graph_input()]
-    if computed:
-        file.model.graph.outputs[:] = computed
-    return start(file.model, file.path, threads)
+
+def observed(source: Source, batch: Batch, runner: Runner | None, label: str) -> np.ndarray:
+    """Return the rows (rows, K) that a source has for one batch."""
+    got = batch if runner is None else runner.run([source.value], batch, label)
+    with _blaming(source, label):
+        return source.rows(got[source.value])
+
+
+@contextmanager
+def _blaming(source: Source, label: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ModelError(
+            f"layer {source.layers[0]!r} on {label}: its input {source.value!r} {error}; check model and data"
+        ) from None
 
 
 def _on_disk(statistics: LayerStatistics) -> LayerStatistics:
@@ -304,18 +321,17 @@ def _on_disk(statistics: LayerStatistics) -> LayerStatistics:
 
 
 def _observe(
-    runner: Runner, part: Sequence[Source], batch: Batch, collectors: Mapping[Source, Collector], label: str
+    runner: Runner | None,
+    part: Sequence[Source],
+    batch: Batch,
+    collectors: Mapping[Source, Collector],
+    label: str,
 ) -> None:
     names = [name for name in dict.fromkeys(source.value for source in part) if name not in batch]
-    got = batch | (runner.run(names, batch, label) if names else {})
+    got = batch | (runner.run(names, batch, label) if runner is not None and names else {})
     for source in part:
-        try:
+        with _blaming(source, label):
             collectors[source].add(source.rows(got[source.value]))
-        except ValueError as error:
-            raise ModelError(
-                f"{runner.path}: layer {source.layers[0]!r} on {label}: its input {source.value!r} {error}; "
-                "check model and data, or keep the layer out of the model that is calibrated"
-            ) from None
 
 
 def _portions(

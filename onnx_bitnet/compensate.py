@@ -1,13 +1,13 @@
 """Rounding with error compensation: codes and scales of a whole layer, fitted to what its inputs do.
 
-The error of a layer over its calibration rows X is tr(E H E^T) with E = W' - W and H = X^T X. It is brought down
-in rows of W, each on its own:
+The error of a layer over its calibration rows X is tr(E H E^T) with H = X^T X and E what the weights are off.
+It is brought down for each output on its own:
 
 1. scales of each group from an alternating fit, weighted by the diagonal of H;
-2. codes one input after the other, the largest diagonal first, each input taking up the errors of those before
+2. codes one input after the other, the largest diagonal first, each taking up the errors of those before
    [GPTQ, Frantar 2022; as LDLQ, Chee 2023: with H = U D U^T the feedback is U, nothing is inverted];
-3. in turns, the scales by block least squares and each code by coordinate descent, both under all of H: neither
-   ever adds to the error.
+3. in turns, the scales by block least squares and each code by coordinate descent, both under all of H:
+   neither ever adds to the error.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from onnx_bitnet import _native
 from onnx_bitnet.grids import Grid
+from onnx_bitnet.rotation import Rotation
+from onnx_bitnet.scales import cpus
 
 _DAMPING = 0.01
 _COLUMNS = 128
@@ -28,34 +31,89 @@ _FIT_ROUNDS = 4
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
-    """What all rows of a layer have in common.
+class Moments:
+    """Sums over rows x that a layer reads in the converted model and rows f that it reads in the float model.
 
     Args:
+        rows: how many.
+        second: float32 (K, K), sum of x x^T.
+        cross: float32 (K, K), sum of x f^T; None where x and f are the same.
+        mean: float64 (K,), of x.
+        float_mean: float64 (K,), of f.
+    """
+
+    rows: int
+    second: np.ndarray
+    cross: np.ndarray | None
+    mean: np.ndarray
+    float_mean: np.ndarray
+
+    def rotated(self, rotation: Rotation) -> Moments:
+        """Return the moments of rotated rows."""
+        cross = None if self.cross is None else rotation.both(self.cross)
+        mean, float_mean = rotation.rows(np.stack([self.mean, self.float_mean]).astype(np.float32))
+        return Moments(self.rows, rotation.both(self.second), cross, mean, float_mean)
+
+    def bias_shift(self, weight: np.ndarray, packed: np.ndarray) -> np.ndarray:
+        """Return what makes the mean output of packed weights that of the float ones: float32 (N,)."""
+        float_output = np.asarray(weight, np.float32) @ self.float_mean.astype(np.float32)
+        shift: np.ndarray = float_output - packed @ self.mean.astype(np.float32)
+        return shift
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What all rows of a layer have in common, and the values that they should come near.
+
+    Args:
+        target: float32 (N, K).
         h: float32 (K, K), the damped second moments of the inputs.
         order: (K,) the inputs, largest diagonal first.
         feedback: float32 (K, K) in that order: unit upper triangular U of H = U D U^T.
     """
 
+    target: np.ndarray
     h: np.ndarray
     order: np.ndarray
     feedback: np.ndarray
 
     @classmethod
-    def of(cls, moment: np.ndarray, damping: float = _DAMPING) -> Problem:
-        """Prepare a second-moment matrix float (K, K); dead inputs get a little weight."""
-        mean = float(np.trace(moment)) / moment.shape[0] or 1.0
-        h = np.array(moment, np.float64)
-        h[np.diag_indices_from(h)] += damping * mean
+    def of(cls, weight: np.ndarray, moments: Moments, *, diagonal: bool = False) -> Problem:
+        """Prepare the problem of a weight float32 (N, K).
+
+        Moments are taken about the means, which the bias makes good. Where the models differ the target is
+        W' = W S^T H^-1 with S the cross moments: what is nearest to the float model's outputs.
+
+        Args:
+            weight: W.
+            moments: of its inputs.
+            diagonal: count the inputs as independent of one another.
+        """
+        h = moments.second - moments.rows * np.outer(moments.mean, moments.mean)
+        damping = _DAMPING * (float(np.trace(h)) / h.shape[0]) or 1.0
+        target = weight
+        if diagonal:
+            h = np.diag(np.diag(h))
+        elif moments.cross is not None:
+            apart = moments.cross - moments.rows * np.outer(moments.mean, moments.float_mean) - h
+            h[np.diag_indices_from(h)] += damping
+            target = weight + np.linalg.solve(h, apart @ weight.T.astype(np.float64)).T
+            h[np.diag_indices_from(h)] -= damping
+        h[np.diag_indices_from(h)] += damping
         order = np.argsort(-np.diag(h), kind="stable")
-        lower = np.linalg.cholesky(h[order[::-1]][:, order[::-1]])
-        upper = lower[::-1, ::-1]
+        backward = order[::-1]
+        upper = np.linalg.cholesky(h[backward][:, backward])[::-1, ::-1]
         feedback = np.ascontiguousarray(upper / np.diag(upper), np.float32)
-        return cls(h.astype(np.float32), order, feedback)
+        return cls(np.ascontiguousarray(target, np.float32), h.astype(np.float32), order, feedback)
+
+    def errors(self, w: np.ndarray) -> np.ndarray:
+        """Return the error of each row of decoded weights (N, K): what all this is about."""
+        off = w - self.target
+        total: np.ndarray = np.einsum("nk,nk->n", off @ self.h, off)
+        return total
 
 
 def fit(
-    target: np.ndarray,
     problem: Problem,
     grid: Grid,
     block_size: int,
@@ -63,14 +121,15 @@ def fit(
     *,
     turns: int = 3,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return levels uint8 (N, K) and stored parameters float32 (N, G, params) for a target float32 (N, K)."""
+    """Return levels uint8 (N, K) and stored parameters float32 (N, G, params)."""
 
     def some(first: int) -> tuple[np.ndarray, np.ndarray]:
-        rows = np.ascontiguousarray(target[first : first + _ROWS])
+        rows = np.ascontiguousarray(problem.target[first : first + _ROWS])
         return _Rows(rows, problem, grid, block_size, scale_type).run(turns)
 
-    with ThreadPoolExecutor(2) as pool:
-        parts = list(pool.map(some, range(0, target.shape[0], _ROWS)))
+    # Threads share out the rows; a BLAS that starts threads of its own in each of them only gets in the way.
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(cpus()) as pool:
+        parts = list(pool.map(some, range(0, problem.target.shape[0], _ROWS)))
     return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
 

@@ -17,10 +17,11 @@ import onnx_ir as ir
 
 from onnx_bitnet import files
 from onnx_bitnet.activations import LayerStatistics
-from onnx_bitnet.calibrate import Calibration, calibrate
-from onnx_bitnet.decide import Keep, check_rules, decide, keep_unseen, needs_calibration, way
-from onnx_bitnet.errors import DataError, EvaluationError, RecipeError, Refused
+from onnx_bitnet.calibrate import Calibration
+from onnx_bitnet.decide import Keep, check_rules, decide, keep_unseen, way
+from onnx_bitnet.errors import DataError, EvaluationError, Refused
 from onnx_bitnet.formats import panel_shape
+from onnx_bitnet.moments import Inputs, measuring
 from onnx_bitnet.quantize import LayerSpec, Quantized, quantize_layer
 from onnx_bitnet.recipe import Recipe
 from onnx_bitnet.report import KEPT, Layer, Reason, Report
@@ -29,6 +30,7 @@ from onnx_bitnet.rewrite.fuse import Placed, fuse
 from onnx_bitnet.rewrite.records import Activations, Linear, Refusal
 from onnx_bitnet.rewrite.replace import Shared, replace
 from onnx_bitnet.rewrite.scan import prepare, scan
+from onnx_bitnet.rotation import Rotation, rotation
 from onnx_bitnet.verify import verify
 
 Progress = Callable[[int, int, str], None]
@@ -56,8 +58,10 @@ def convert(
         source: an ONNX model.
         output: where to write; weights of more than 1 MiB go to `<output>.data` beside it.
         recipe: a Recipe, a dict of its fields, or a path to a `.toml` or `.json` file; None for the defaults.
-        data: what recipes with static activation scales need: a Calibration, or feeds as `bn.calibrate` takes
-            them. The report says so when it was not used.
+        data: feeds as `bn.calibrate` takes them, or a Calibration: what static activation scales and the
+            roundings `gptq` and `weighted` need. With feeds gptq runs the model as it is converted, layer by
+            layer, so that each makes good the errors of those before; a Calibration knows the float model
+            only. The report says so when data was not used.
         force: overwrite existing output files.
         strict: raise Refused, and write nothing, if a layer with a constant weight cannot be packed.
         progress: called as progress(done, total, layer name) before each layer and once at the end.
@@ -75,24 +79,14 @@ def convert(
     file = files.read(source)
     files.check_output(file, output, force=force)
     widened = prepare(file.model)
-    placed = []
-    layers = []
     shared = Shared.of(file.model)
-    calibration = _calibration(source, recipe, data)
-    for step in _walk(file.model, recipe, calibration, progress):
-        layers.append(step.layer)
-        if step.linear is not None and step.quantized is not None:
-            node = replace(
-                file.model,
-                step.linear,
-                step.quantized,
-                activation_bits=step.layer.activation_bits,
-                activation_scale=step.layer.activation_scale,
-                layout=recipe.layout,
-                shared=shared,
-            )
-            name, root = step.linear.name, step.linear.root
-            placed.append(Placed(name, node, step.quantized, root, (name,)))
+    steps, notes = _pack(file, recipe, data, progress, shared, widened=widened)
+    layers = [step.layer for step in steps]
+    placed = [
+        Placed(step.linear.name, step.node, step.quantized, step.linear.root, (step.linear.name,))
+        for step in steps
+        if step.linear and step.quantized and step.node
+    ]
     if strict:
         _refuse(layers)
     if recipe.fuse:
@@ -107,7 +101,6 @@ def convert(
     with files.staged(file.model, output) as written:
         verify(written, {op.name: op.quantized for op in placed})
     nbytes = sum(path.stat().st_size for path in (output, files.data_path(output)) if path.exists())
-    notes = _notes(recipe, layers, data, calibration, widened=widened)
     return Report(str(source), str(output), recipe.to_dict(), tuple(layers), notes, file.nbytes, nbytes)
 
 
@@ -126,12 +119,10 @@ def plan(
     recipe = Recipe.parse(recipe)
     file = files.read(source)
     widened = prepare(file.model)
-    calibration = _calibration(source, recipe, data)
-    steps = list(_walk(file.model, recipe, calibration, progress))
+    steps, notes = _pack(file, recipe, data, progress, Shared.of(file.model), widened=widened)
     layers = [step.layer for step in steps]
     unique = [step for step in steps if step.linear is not None and step.layer.shared_with is None]
     saved = sum(step.linear.weight.file_bytes - step.layer.packed_bytes for step in unique if step.linear)
-    notes = _notes(recipe, layers, data, calibration, widened=widened)
     return Report(str(source), None, recipe.to_dict(), tuple(layers), notes, file.nbytes, file.nbytes - saved)
 
 
@@ -142,19 +133,42 @@ class _Step:
     layer: Layer
     linear: Linear | None = None
     quantized: Quantized | None = None
+    rotation: Rotation | None = None
+    bias_shift: np.ndarray | None = None
+    node: ir.Node | None = None
 
 
-def _calibration(source: str | Path, recipe: Recipe, data: object) -> Calibration | None:
-    """Return what the recipe needs to know about activations; None if it needs nothing."""
-    if not needs_calibration(recipe):
-        return None
-    if isinstance(data, Calibration):
-        return data
-    if data is None:
-        raise RecipeError(
-            "static activation scales need calibration data; give feeds or a Calibration (data)"
-        )
-    return calibrate(source, data, second_moments=False)
+def _pack(
+    file: files.ModelFile,
+    recipe: Recipe,
+    data: object,
+    progress: Progress | None,
+    shared: Shared,
+    *,
+    widened: bool,
+) -> tuple[list[_Step], tuple[str, ...]]:
+    """Replace all layers of a model in memory; return what was done and the report's notes."""
+    steps = []
+    with measuring(file, recipe, data) as (calibration, inputs):
+        for step in _walk(file.model, recipe, calibration, inputs, progress):
+            if step.linear is not None and step.quantized is not None:
+                node = replace(
+                    file.model,
+                    step.linear,
+                    step.quantized,
+                    activation_bits=step.layer.activation_bits,
+                    activation_scale=step.layer.activation_scale,
+                    layout=recipe.layout,
+                    rotation=step.rotation,
+                    bias_shift=step.bias_shift,
+                    shared=shared,
+                )
+                step = dataclasses.replace(step, node=node)
+                if inputs is not None:
+                    inputs.replaced()
+            steps.append(step)
+    unused = data if calibration is None and inputs is None else None
+    return steps, _notes(recipe, [step.layer for step in steps], unused, calibration, widened=widened)
 
 
 def _statistics(linear: Linear, calibration: Calibration | None) -> LayerStatistics | None:
@@ -168,7 +182,11 @@ def _statistics(linear: Linear, calibration: Calibration | None) -> LayerStatist
 
 
 def _walk(
-    model: ir.Model, recipe: Recipe, calibration: Calibration | None, progress: Progress | None
+    model: ir.Model,
+    recipe: Recipe,
+    calibration: Calibration | None,
+    inputs: Inputs | None,
+    progress: Progress | None,
 ) -> Iterator[_Step]:
     found = scan(model)
     check_rules(recipe, found)
@@ -183,7 +201,7 @@ def _walk(
         if progress is not None:
             progress(index, len(linears), item.name)
         statistics = _statistics(item, calibration)
-        yield _step(item, keep_unseen(index, linears, recipe), recipe, statistics, done)
+        yield _step(item, keep_unseen(index, linears, recipe), recipe, statistics, inputs, done)
     if progress is not None:
         progress(len(linears), len(linears), "")
 
@@ -193,24 +211,32 @@ def _step(
     keep: Keep | None,
     recipe: Recipe,
     statistics: LayerStatistics | None,
+    inputs: Inputs | None,
     done: dict[Hashable, tuple[str, Quantized]],
 ) -> _Step:
     """Decide one layer and quantize it; `done` holds what was packed before, for tied weights to share."""
     weight = linear.weight
     if keep is not None:
         return _Step(_left(linear, keep.reason, keep.detail, weight.n, weight.k))
-    linear = way(linear, recipe)
+    seen, linear = linear.x, way(linear, recipe)
     weight = linear.weight
     try:
         array = weight.array()
     except EvaluationError as error:
         return _Step(_left(linear, Reason.WEIGHT_NOT_EVALUATED, str(error), weight.n, weight.k))
-    decision = decide(linear, array, recipe, statistics)
+    measured = inputs is not None and linear.x is seen and inputs.reach(linear.name)
+    decision = decide(linear, array, recipe, statistics, measured=measured)
     if isinstance(decision, Keep):
         return _Step(_left(linear, decision.reason, decision.detail, weight.n, weight.k))
+    moments = inputs.of(linear.name) if inputs is not None and decision.measured else None
+    float_bytes = array.nbytes
+    turned = rotation(weight.k, decision.rotation) if decision.rotation else None
+    if turned is not None:
+        array, moments = turned.rows(array), moments and moments.rotated(turned)
     key = (weight.key, decision.settings)
-    first, quantized = done.get(key) or (None, quantize_layer(array, decision))
+    first, quantized = done.get(key) or (None, quantize_layer(array, decision, moments))
     done.setdefault(key, (linear.name, quantized))
+    bias_shift = moments.bias_shift(array, quantized.dequantize()) if moments else None
     layer = Layer(
         name=linear.name,
         op_type=linear.node.op_type,
@@ -227,11 +253,12 @@ def _step(
         lossless=quantized.lossless,
         sqnr_db=quantized.sqnr_db,
         zeros=quantized.zeros,
-        float_bytes=array.nbytes,
+        rotation=turned.block_size if turned else 0,
+        float_bytes=float_bytes,
         packed_bytes=quantized.nbytes + _padding(quantized, recipe.layout),
         shared_with=first,
     )
-    return _Step(layer, linear, quantized)
+    return _Step(layer, linear, quantized, turned, bias_shift)
 
 
 def _padding(quantized: Quantized, layout: str) -> int:
@@ -285,7 +312,7 @@ def _refuse(layers: Sequence[Layer]) -> None:
 
 
 def _notes(
-    recipe: Recipe, layers: Sequence[Layer], data: object, calibration: Calibration | None, *, widened: bool
+    recipe: Recipe, layers: Sequence[Layer], unused: object, calibration: Calibration | None, *, widened: bool
 ) -> tuple[str, ...]:
     notes = list(calibration.notes) if calibration is not None else []
     if widened:
@@ -306,7 +333,7 @@ def _notes(
         )
     elif not any(layer.converted for layer in layers):
         notes.append(_nothing_converted(layers))
-    if data is not None and calibration is None:
+    if unused is not None:
         notes.append("the calibration data was not used: no step of this recipe needs any")
     return tuple(notes)
 

@@ -13,9 +13,10 @@ from onnx_bitnet.errors import RecipeError
 from onnx_bitnet.nearly import nearly
 from onnx_bitnet.quantize import LayerSpec, check_weight, detect
 from onnx_bitnet.ranges import activation_step
-from onnx_bitnet.recipe import Recipe, Rule
+from onnx_bitnet.recipe import MEASURED_ROUNDINGS, Recipe, Rule
 from onnx_bitnet.report import Reason
 from onnx_bitnet.rewrite.records import Linear, Refusal
+from onnx_bitnet.sources import OUT_OF_REACH
 
 _INTEGER_BITS = {"int4": 4, "int8": 8}
 # Inputs that may share a scale with integer activations: BN_MAX_GROUP in ext/layout.h.
@@ -70,13 +71,25 @@ def way(linear: Linear, recipe: Recipe) -> Linear:
 
 
 def decide(
-    linear: Linear, weight: np.ndarray, recipe: Recipe, statistics: LayerStatistics | None = None
+    linear: Linear,
+    weight: np.ndarray,
+    recipe: Recipe,
+    statistics: LayerStatistics | None = None,
+    *,
+    measured: bool = False,
 ) -> LayerSpec | Keep:
     """Decide how to pack one layer, from its weight (N, K), the recipe, and what calibration knows of it.
 
     A weight that is exactly ternary is packed as it is, in every mode, and one that is so but for rounding
     in every mode but `lossless`. Other weights are packed when the mode is `ternary` or a rule names 4 or 8
     bits for them. The layer is as `way` returns it.
+
+    Args:
+        linear: the layer.
+        weight: its weight.
+        recipe: what was asked for.
+        statistics: what calibration knows of its inputs; None if nothing.
+        measured: the moments of its inputs can be had.
 
     Raises:
         ModelError: the weight is empty or holds NaN or infinity.
@@ -98,6 +111,7 @@ def decide(
             spec = _nearly_ternary(spec, weight)
         if spec.exact is None and recipe.mode != "ternary":
             return Keep(Reason.NOT_TERNARY)
+    spec = _with_data(spec, recipe, measured) if spec.exact is None else replace(spec, rotation=0)
     length = spec.group_length(linear.weight.k)
     if spec.activation_bits != 32 and length > MAX_GROUP:
         return Keep(Reason.WEIGHT_TOO_WIDE, f"{length} inputs share a scale, {MAX_GROUP} may")
@@ -107,8 +121,38 @@ def decide(
     return spec
 
 
+def _with_data(spec: LayerSpec, recipe: Recipe, measured: bool) -> LayerSpec:
+    """Settle what depends on data being there."""
+    if measured and recipe.rounding == "auto":
+        spec = replace(spec, rounding="gptq")
+    if not spec.measured:
+        if spec.offset or spec.levels == 9:
+            raise RecipeError("offset and levels = 9 need calibration data and rounding gptq or weighted")
+        return spec
+    if not measured:
+        return replace(spec, rounding="mse", format_reason=f"rounding mse: {OUT_OF_REACH}")
+    if spec.granularity == "tensor":
+        raise RecipeError(f"rounding {spec.rounding!r} fits each output; use granularity channel or block:B")
+    return spec
+
+
+def needs_moments(recipe: Recipe) -> bool:
+    """Return whether some layer is to be rounded by what its inputs do."""
+    roundings = [recipe.rounding, *(rule.overrides.get("rounding") for rule in recipe.rules)]
+    return any(rounding in MEASURED_ROUNDINGS for rounding in roundings)
+
+
+def may_use_moments(recipe: Recipe) -> bool:
+    """Return whether some layer that is not ternary may be packed, with the rounding left open."""
+    lossy = recipe.mode == "ternary" or any(
+        rule.action in _INTEGER_BITS or rule.overrides.get("mode") == "ternary" for rule in recipe.rules
+    )
+    roundings = [recipe.rounding, *(rule.overrides.get("rounding") for rule in recipe.rules)]
+    return lossy and "auto" in roundings
+
+
 def needs_calibration(recipe: Recipe) -> bool:
-    """Return whether the recipe asks, for some layer, for something that only data can tell."""
+    """Return whether some layer is to have a static activation scale."""
     scales = [recipe.activation_scale, *(rule.overrides.get("activation_scale") for rule in recipe.rules)]
     return any(scale not in (None, "dynamic") for scale in scales)
 

@@ -1,7 +1,7 @@
 """Grids: the values that the weights of a group can take, and how codes and scales spell them.
 
-A weight at level l of its group is the sum over p of coefficient[l, p] * theta[p]. The parameters theta are the
-scales of planes, or a scale and an offset; whatever the grid, they are fitted and rounded in the same way.
+A weight at level l of its group is the sum over p of coefficient[l, p] * theta[p]. The parameters theta are
+the scales of planes, or a scale and an offset; whatever the grid, they are fitted and stored in the same way.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-
-from onnx_bitnet import _native
 
 Planes = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -38,7 +36,7 @@ class Grid:
 
 @functools.cache
 def free_planes(count: int, levels: int) -> Grid:
-    """Planes with a scale each, of codes -1, 0, 1 (levels 3), or -1, 0, 1, 2 and scales of either sign (4)."""
+    """Planes with a scale each: codes -1, 0, 1 (levels 3), or -1, 0, 1, 2 and scales of either sign (4)."""
     steps = np.arange(-1, levels - 1)
     coefficient = np.array(list(itertools.product(steps, repeat=count)), np.float32)
 
@@ -47,7 +45,9 @@ def free_planes(count: int, levels: int) -> Grid:
         return codes.astype(np.uint8), np.moveaxis(theta, -1, 0), np.ones((count, 1, 1), np.float32)
 
     # Each plane leaves a residual of about 0.44 of what it covers (ternary), or 0.35 (four levels).
-    first = np.array([(1.2 if levels == 3 else 0.9) * (0.4 if levels == 3 else 0.3) ** p for p in range(count)])
+    first = np.array(
+        [(1.2 if levels == 3 else 0.9) * (0.4 if levels == 3 else 0.3) ** p for p in range(count)]
+    )
     return Grid(coefficient, _starts(first, levels == 4), _rounded, planes)
 
 
@@ -85,13 +85,11 @@ def nine() -> Grid:
         return codes, scale, np.ones((2, 1, 1), np.float32)
 
     def store(theta: np.ndarray, scale_type: type[np.floating]) -> np.ndarray:
-        third = _rounded(theta * np.float32(3), scale_type)
-        if scale_type is np.float16:  # nine significant bits: then 3 s has the eleven of float16
-            third = theta * np.float32(1)
-            bits = third.view(np.uint32)
-            s = ((bits + np.uint32(0x4000)) & np.uint32(0xFFFF8000)).view(np.float32)
-            return _rounded(s, np.float16)
-        return _rounded(theta, scale_type)
+        # Nine significant bits, or 22: then 3 s fits the eleven of float16 or the 24 of float32.
+        spare = 15 if scale_type is np.float16 else 2
+        bits = np.ascontiguousarray(theta, np.float32).view(np.uint32)
+        half, mask = np.uint32(1 << (spare - 1)), np.uint32((0xFFFFFFFF << spare) & 0xFFFFFFFF)
+        return _rounded(((bits + half) & mask).view(np.float32), scale_type)
 
     return Grid(coefficient, _starts(np.array([0.55]), False), store, planes)
 

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from onnx_bitnet import _native, scales
+from onnx_bitnet import _native, grids, scales
+from onnx_bitnet.compensate import Moments, Problem, fit
 from onnx_bitnet.errors import ModelError
 from onnx_bitnet.formats import FORMATS, Format
 from onnx_bitnet.kernels import check_environment
-from onnx_bitnet.recipe import Recipe
+from onnx_bitnet.recipe import MEASURED_ROUNDINGS, Recipe, rotation_size
 
 WEIGHT_TYPES = ("float32", "float16", "bfloat16")
 _WHY_I2S = "i2s loads fastest and all formats run at the same speed; tl2 and t5 make smaller files"
@@ -36,7 +37,8 @@ class Quantized:
         block_size: inputs that share a scale; 0 means all of K.
         weight: uint8 (P, N, row_bytes), canonical packed codes.
         scale: float32 or float16 (P, N or 1, G or 1) with G = ceil(K / block_size).
-        zero_point: type of `scale`, shape (P, 1, 1): one for each plane; 1 for ternary.
+        zero_point: type of `scale`, shape (P, 1, 1): one for each plane; 1 for ternary; with offsets
+            (P, N, G).
         lossless: `dequantize()` equals the weight it was made from, value for value, in the weight's type.
         sqnr_db: signal to noise of the weights in dB; None when lossless.
         zeros: share of the weights that decode to 0.
@@ -136,12 +138,14 @@ class LayerSpec:
     Args:
         format: name of the byte layout, see formats.py.
         granularity: what shares a scale: `tensor`, `channel`, `block:B`, or `auto` for what suits the bits.
-        rounding: `absmean`, `twn` or `mse`, see recipe.Recipe.
+        rounding: `absmean`, `twn`, `mse`, `weighted` or `gptq`, see recipe.Recipe.
         planes: 1 to 4.
-        levels: 3 or 4.
+        levels: 3, 4 or 9.
         activation_bits: 8, 16 or 32; not used here, but part of the decision.
         activation_scale: the step of statically quantized activations, 0 for dynamic; likewise.
         integer_bits: 4 or 8 for symmetric integers stored as 2 or 4 planes; 0 for `planes` of `levels`.
+        rotation: most of the block size of a Hadamard transform, 0 for none; the weight comes rotated.
+        offset: each group has a zero point of its own.
         exact: what `detect` found; then the fields from granularity to levels and integer_bits do nothing.
         format_reason: why this format, where the recipe did not name it.
     """
@@ -154,6 +158,8 @@ class LayerSpec:
     activation_bits: int = 16
     activation_scale: float = 0.0
     integer_bits: int = 0
+    rotation: int = 0
+    offset: bool = False
     exact: Exact | None = dataclasses.field(default=None, compare=False)
     format_reason: str = dataclasses.field(default="", compare=False)
 
@@ -165,16 +171,26 @@ class LayerSpec:
             format="i2s" if recipe.format == "auto" else recipe.format,
             granularity=recipe.granularity,
             rounding="mse" if recipe.rounding == "auto" else recipe.rounding,
-            planes=recipe.planes,
+            planes=2 if recipe.levels == 9 else recipe.planes,
             levels=recipe.levels,
             activation_bits=bits if isinstance(bits, int) else 16,
+            rotation=rotation_size(recipe.rotation),
+            offset=recipe.offset,
             format_reason=_WHY_I2S if recipe.format == "auto" else "",
         )
 
     @property
     def settings(self) -> tuple[object, ...]:
         """What decides, together with the weight, how the packed weight looks."""
-        return (self.format, self.granularity, self.rounding, self.planes, self.levels, self.integer_bits)
+        return (
+            *(self.format, self.granularity, self.rounding, self.planes, self.levels),
+            *(self.integer_bits, self.rotation, self.offset),
+        )
+
+    @property
+    def measured(self) -> bool:
+        """Whether the weight cannot be quantized without the moments of its inputs."""
+        return self.exact is None and self.rounding in MEASURED_ROUNDINGS
 
     def group_length(self, k: int) -> int:
         """Return how many of K inputs share a scale."""
@@ -268,7 +284,7 @@ def _merge(magnitude: np.ndarray, block_size: int | None) -> np.ndarray:
     return padded.reshape(magnitude.shape[0], -1, members)
 
 
-def quantize_layer(weight: np.ndarray, spec: LayerSpec) -> Quantized:
+def quantize_layer(weight: np.ndarray, spec: LayerSpec, moments: Moments | None = None) -> Quantized:
     """Quantize a weight (N, K) that `check_weight` accepts.
 
     Scales of blocks are stored as float16 when all are normal numbers there (if the spec is exact: when all
@@ -282,6 +298,9 @@ def quantize_layer(weight: np.ndarray, spec: LayerSpec) -> Quantized:
     granularity = spec.settled_granularity
     if scales.block_size(granularity) >= weight.shape[1]:
         granularity = "channel"
+    if spec.measured:
+        assert moments is not None
+        return _quantize_measured(weight, spec, granularity, moments)
     if spec.integer_bits:
         return _quantize_integer(weight, spec, granularity)
     for scale_type in _scale_types(granularity):
@@ -297,6 +316,69 @@ def quantize_layer(weight: np.ndarray, spec: LayerSpec) -> Quantized:
             break
     assert steps is not None  # float32 holds every scale
     return _pack(weight, spec, scales.block_size(granularity), steps, scale_type)
+
+
+def _quantize_measured(weight: np.ndarray, spec: LayerSpec, granularity: str, moments: Moments) -> Quantized:
+    """Fit codes and scales to what the inputs do; rows that plain absmean rounding serves better get that."""
+    block_size, scale_type = scales.block_size(granularity), _scale_types(granularity)[0]
+    exact = np.ascontiguousarray(weight, np.float32)
+    problem = Problem.of(exact, moments, diagonal=spec.rounding == "weighted")
+    grid = _grid(spec)
+    index, theta = fit(problem, grid, block_size, scale_type)
+    fitted = _encode_levels(weight, spec, block_size, grid.planes(index, theta), scale_type)
+    if spec.integer_bits or spec.offset or spec.levels == 9:
+        return fitted
+    plain = quantize_layer(weight, dataclasses.replace(spec, rounding="absmean"))
+    worse = problem.errors(fitted.dequantize()) > problem.errors(plain.dequantize())
+    if not worse.any() or plain.scale.dtype != fitted.scale.dtype:
+        return fitted
+    codes, scale = fitted.codes(), fitted.scale.copy()
+    codes[:, worse], scale[:, worse] = plain.codes()[:, worse], plain.scale[:, worse]
+    return _encode_levels(weight, spec, block_size, (codes, scale, fitted.zero_point), scale_type)
+
+
+def _grid(spec: LayerSpec) -> grids.Grid:
+    if spec.integer_bits:
+        return grids.integers(spec.integer_bits)
+    if spec.offset:
+        return grids.affine()
+    return grids.nine() if spec.levels == 9 else grids.free_planes(spec.planes, spec.levels)
+
+
+def _encode_levels(
+    weight: np.ndarray,
+    spec: LayerSpec,
+    block_size: int,
+    planes: grids.Planes,
+    scale_type: type[np.floating],
+) -> Quantized:
+    """Pack codes that are known already, and say what they cost."""
+    codes, scale, zero_point = planes
+    n, k = weight.shape
+    i2s = FORMATS["i2s"]
+    quantized = Quantized(
+        "i2s",
+        n,
+        k,
+        block_size,
+        i2s.pack(codes),
+        scale.astype(scale_type),
+        zero_point.astype(scale_type),
+        lossless=False,
+    )
+    parts = scales.over_rows(weight, lambda *rows: _apart(weight, quantized, slice(*rows)))
+    error, signal, zeros = (sum(values) for values in zip(*parts, strict=True))
+    lossless = error == 0
+    sqnr_db = None if lossless else float(10 * np.log10(signal / error))
+    quantized = dataclasses.replace(quantized, lossless=lossless, sqnr_db=sqnr_db, zeros=zeros / (n * k))
+    return quantized.to(spec.format)
+
+
+def _apart(weight: np.ndarray, quantized: Quantized, rows: slice) -> tuple[float, float, int]:
+    """Return the squares of what decoded rows are off, and of the weights, and how many decode to 0."""
+    decoded = quantized.dequantize(rows)
+    exact = weight[rows].astype(np.float64)
+    return float(((exact - decoded) ** 2).sum()), float((exact**2).sum()), int((decoded == 0).sum())
 
 
 def _scale_types(granularity: str) -> tuple[type[np.floating], ...]:

@@ -19,10 +19,20 @@ MODES = ("auto", "lossless", "ternary")
 FORMATS = ("auto", "i2s", "tl1", "tl2", "t5")
 _TERNARY_FORMATS = FORMATS[2:]
 LAYOUTS = ("canonical", "panel")
-ROUNDINGS = ("auto", "absmean", "twn", "mse")
+ROUNDINGS = ("auto", "absmean", "twn", "mse", "weighted", "gptq")
+MEASURED_ROUNDINGS = ROUNDINGS[4:]
 # "dynamic": each row by its own peak; the others: one step for all rows, from calibration, see ranges.py.
 ACTIVATION_SCALES = ("dynamic", "minmax", "percentile", "mse", "kl", "moving-average")
 ACTIONS = ("keep", "int4", "int8")
+_CHOICES: Mapping[str, tuple[object, ...]] = {
+    "mode": MODES,
+    "format": FORMATS,
+    "rounding": ROUNDINGS,
+    "planes": (1, 2, 3, 4),
+    "levels": (3, 4, 9),
+    "activation_bits": ("auto", 8, 16, 32),
+    "activation_scale": ACTIVATION_SCALES,
+}
 _OVERRIDABLE = (
     "mode",
     "format",
@@ -32,6 +42,8 @@ _OVERRIDABLE = (
     "levels",
     "activation_bits",
     "activation_scale",
+    "rotation",
+    "offset",
 )
 
 
@@ -47,7 +59,8 @@ class Rule:
         min_size: smallest number of weights.
         action: `keep` leaves the layer float; `int4` and `int8` store 4- or 8-bit codes as planes of i2s.
         overrides: recipe fields for these layers: mode, format, granularity, rounding, planes, levels,
-            activation_bits, activation_scale.
+            activation_bits, activation_scale, rotation,
+            offset.
     """
 
     match: str = "*"
@@ -122,13 +135,22 @@ class Recipe:
             file is mapped: a session starts at once and keeps no copy, but runs slower from small pages.
         granularity: what shares a scale: `tensor`, `channel`, `block:128`, or `auto`.
         rounding: how codes and scales are chosen for weights that are not ternary:
-            `absmean` (BitNet b1.58), `twn` (Ternary Weight Networks), `mse` (exact optimum), or `auto`.
+            `absmean` (BitNet b1.58), `twn` (Ternary Weight Networks), `mse` (exact optimum); with calibration
+            data also `weighted` (the optimum weighted by how large each input is) and `gptq` (codes make good
+            the errors of others, and of earlier layers, as far as the layer's outputs go; the bias their
+            mean). `auto` is `gptq` with data and `mse` without.
         planes: 1 to 4 planes of codes, each quantizing what the ones before left over.
-        levels: 3 (ternary) or 4 (all codes of two bits: -1, 0, 1, 2 times a scale of either sign).
+        levels: 3 (ternary), 4 (all codes of two bits: -1, 0, 1, 2 times a scale of either sign), or 9 (two
+            planes 3 T1 + T2 of one scale).
         activation_bits: 8, 16, 32 (none) or `auto`.
         activation_scale: `dynamic` quantizes each row of activations by its own peak; `minmax`, `percentile`,
             `mse`, `kl` and `moving-average` find one step for all rows from calibration data, see ranges.py.
             32-bit activations have no step.
+        rotation: `none`, or `hadamard:B` to store weights in the basis of a Walsh-Hadamard transform in
+            blocks of B (a power of two) or what fits: few levels suit that better; it takes one more op for
+            each value that layers read.
+        offset: levels need not be about 0: each block has a zero point of its own. Four levels, gptq or
+            weighted.
         rules: exceptions by layer, see `Rule`; a rule that matches no layer is an error.
         keep_first: leave the first linear layer float.
         keep_last: leave the last linear layer float.
@@ -148,6 +170,8 @@ class Recipe:
     levels: int = 3
     activation_bits: int | str = "auto"
     activation_scale: str = "dynamic"
+    rotation: str = "none"
+    offset: bool = False
     rules: tuple[Rule, ...] = ()
     keep_first: bool = False
     keep_last: bool = False
@@ -201,22 +225,16 @@ class Recipe:
 
 def check_layer_fields(fields: Mapping[str, Any]) -> None:
     """Raise RecipeError unless the values of the per-layer fields present are legal."""
-    if "mode" in fields:
-        _one_of("mode", fields["mode"], MODES)
-    if "format" in fields:
-        _one_of("format", fields["format"], FORMATS)
-    if "rounding" in fields:
-        _one_of("rounding", fields["rounding"], ROUNDINGS)
-    if "planes" in fields:
-        _one_of("planes", fields["planes"], (1, 2, 3, 4))
-    if "levels" in fields:
-        _one_of("levels", fields["levels"], (3, 4))
-    if fields.get("levels") == 4 and fields.get("format") in _TERNARY_FORMATS:
+    for field, allowed in _CHOICES.items():
+        if field in fields:
+            _one_of(field, fields[field], allowed)
+    four = fields.get("levels") == 4 or fields.get("offset") is True
+    if four and fields.get("format") in _TERNARY_FORMATS:
         raise RecipeError(f"format {fields['format']!r} holds three levels; use i2s for four, int4 and int8")
-    if "activation_bits" in fields:
-        _one_of("activation_bits", fields["activation_bits"], ("auto", 8, 16, 32))
-    if "activation_scale" in fields:
-        _one_of("activation_scale", fields["activation_scale"], ACTIVATION_SCALES)
+    if "rotation" in fields:
+        rotation_size(fields["rotation"])
+    if "offset" in fields:
+        _one_of_bools("offset", fields["offset"])
     if "granularity" in fields:
         block_size(fields["granularity"])
 
@@ -231,6 +249,24 @@ def block_size(granularity: str) -> int | None:
             f"granularity {granularity!r} is none of auto, tensor, channel or block:B with B a multiple of 16"
         )
     return int(match[1])
+
+
+def rotation_size(rotation: str) -> int:
+    """Return B of `hadamard:B`, and 0 for `none`."""
+    if rotation == "none":
+        return 0
+    match = re.fullmatch(r"hadamard:(\d+)", str(rotation))
+    size = int(match[1]) if match else 0
+    if not 16 <= size <= 4096 or size & (size - 1):
+        raise RecipeError(
+            f"rotation {rotation!r} is neither none nor hadamard:B with B a power of two from 16 to 4096"
+        )
+    return size
+
+
+def _one_of_bools(field: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise RecipeError(f"{field} = {value!r} is not known; use true or false")
 
 
 def _one_of(field: str, value: object, allowed: Sequence[object]) -> None:

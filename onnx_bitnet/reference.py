@@ -529,6 +529,64 @@ def quantize_integer(
     )
 
 
+def fit_levels(
+    w: np.ndarray, importance: np.ndarray, coefficient: np.ndarray, starts: np.ndarray, rounds: int
+) -> np.ndarray:
+    """Return the parameters theta of a grid of levels coefficient @ theta for one group of weights.
+
+    From each start: every weight takes its nearest level, theta solves the weighted least squares for these
+    levels, and so on; of all theta on the way that of the least weighted error is kept.
+
+    Args:
+        w: float (count,).
+        importance: (count,), weighs the square of what each weight is off.
+        coefficient: (levels, params).
+        starts: (starts, params).
+        rounds: how often theta is solved for.
+    """
+    best, least = starts[0], math.inf
+    for theta in starts.astype(np.float64):
+        for _ in range(rounds + 1):
+            level = np.abs(w[:, None] - coefficient @ theta).argmin(axis=1)
+            error = float(importance @ (w - coefficient[level] @ theta) ** 2)
+            if error < least:
+                best, least = theta, error
+            root = np.sqrt(importance)
+            theta = np.linalg.lstsq(coefficient[level] * root[:, None], w * root)[0]
+    return np.asarray(best)
+
+
+def compensated(
+    w: np.ndarray, h: np.ndarray, values: np.ndarray, group: np.ndarray, order: np.ndarray
+) -> np.ndarray:
+    """Round weights to levels, one input after the other; the inputs not rounded yet make good the error.
+
+    This is GPTQ as published: the best change of the others is e * H^-1[j, :] / H^-1[j, j], with H^-1 that of
+    the inputs that are left.
+
+    Args:
+        w: (N, K).
+        h: (K, K) second moments of the inputs, damped.
+        values: (N, G, levels), what the weights of a group can be.
+        group: (K,).
+        order: (K,) in which order the inputs are rounded.
+
+    Returns:
+        levels (N, K).
+    """
+    w = w.astype(np.float64)
+    level = np.empty(w.shape, np.int64)
+    left = list(order)
+    for j in order:
+        inverse = np.linalg.inv(h[np.ix_(left, left)].astype(np.float64))
+        here = values[:, group[j]]
+        level[:, j] = np.abs(w[:, j, None] - here).argmin(axis=1)
+        error = w[:, j] - np.take_along_axis(here, level[:, j, None], axis=1)[:, 0]
+        w[:, left] -= np.outer(error, inverse[0] / inverse[0, 0])
+        left.remove(j)
+    return level
+
+
 def split(w: np.ndarray, granularity: str) -> list[list[np.ndarray]]:
     """Return the groups that share a scale: [rows or 1][groups of a row] vectors."""
     if granularity == "tensor":

@@ -85,6 +85,7 @@ class Layer:
         activation_scale: the step of statically quantized activations, 0 if each row has its own.
         activations: what became of the quantization of activations that the graph itself does: folded into
             the op, and whether results are equal bit for bit; or left in the graph, and why.
+        rotation: block size of the Hadamard transform that the weight is stored in, 0 for none.
         lossless: decode(packed) equals the original weight, value for value.
         sqnr_db: signal to noise of the weight in dB; None when lossless.
         zeros: share of codes that mean zero.
@@ -107,6 +108,7 @@ class Layer:
     activation_bits: int = 0
     activation_scale: float = 0.0
     activations: str = ""
+    rotation: int = 0
     lossless: bool = False
     sqnr_db: float | None = None
     zeros: float | None = None

@@ -38,11 +38,12 @@ def over_rows(
     if step >= n:
         yield work(0, n)
         return
-    with ThreadPoolExecutor(_cpus()) as pool:
+    with ThreadPoolExecutor(cpus()) as pool:
         yield from pool.map(lambda first: work(first, min(n, first + step)), range(0, n, step))
 
 
-def _cpus() -> int:
+def cpus() -> int:
+    """Return how many CPUs this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from onnx_bitnet.rewrite.functions import DOMAIN
 from onnx_bitnet.rewrite.packed import PackedNode, packed_nodes
-from onnx_bitnet.rewrite.replace import LAYER, LAYERS, SEPARATOR, Y
+from onnx_bitnet.rewrite.replace import HADAMARD, LAYER, LAYERS, SEPARATOR, Y
 
 # Before these names the outputs of a layer have its number, so that layers do not feed one another.
 _PREFIX = f"{DOMAIN}.tap"
@@ -68,7 +68,10 @@ def _tap(layer: str, op: str, y: str, node: ir.Node, graph: ir.Graph, known: Map
 
 
 def _layer_nodes(layer: str, graph: ir.Graph) -> list[ir.Node]:
-    return [node for node in graph if node.metadata_props.get(LAYER) == layer]
+    nodes = [node for node in graph if node.metadata_props.get(LAYER) == layer]
+    producers = (value.producer() for node in nodes for value in node.inputs if value is not None)
+    rotations = [node for node in producers if node and node.op_type == HADAMARD and node.domain == DOMAIN]
+    return [*dict.fromkeys(rotations), *nodes]
 
 
 def _outer_values(nodes: Iterable[ir.Node]) -> Iterator[ir.Value]:

@@ -263,7 +263,7 @@ def test_ranges():
 
 
 def test_a_recipe_may_ask_for_static_scales(model, tmp_path):
-    recipe = {"mode": "ternary", "activation_bits": 8, "activation_scale": "percentile"}
+    recipe = {"mode": "ternary", "rounding": "mse", "activation_bits": 8, "activation_scale": "percentile"}
     rules = [("*.c", {"activation_scale": "dynamic"})]
     report = bn.convert(model, tmp_path / "out.onnx", recipe | {"rules": rules}, data=batches())
     statistics = bn.calibrate(model, batches()).layers

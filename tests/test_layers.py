@@ -12,7 +12,8 @@ ROOT = Path(onnx_bitnet.__file__).parent
 STACK = [
     ["errors", "report", "reference", "_native"],
     ["recipe", "kernels", "formats"],
-    ["scales", "activations"],
+    ["scales", "activations", "grids", "rotation"],
+    ["compensate"],
     ["quantize", "ranges"],
     ["rewrite", "runtime", "torch", "weights"],
     ["sources", "feeds", "inputs", "random_feeds", "replay"],
@@ -29,6 +30,7 @@ STACK = [
     ],
     ["verify"],
     ["calibrate"],
+    ["moments"],
     ["convert", "inspection", "doctor", "bench", "decoder"],
     ["validation", "validate", "html_report"],
     ["tables"],

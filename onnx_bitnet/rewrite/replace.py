@@ -14,7 +14,9 @@ from onnx_bitnet.rewrite.cleanup import release
 from onnx_bitnet.rewrite.functions import DOMAIN, FUNCTIONS, VERSION
 from onnx_bitnet.rewrite.origins import opset_version, subgraphs
 from onnx_bitnet.rewrite.records import Linear, Reshaping, unique
+from onnx_bitnet.rotation import Rotation
 
+HADAMARD = "BlockHadamard"
 LAYER = f"{DOMAIN}.layer"
 X = f"{DOMAIN}.x"
 Y = f"{DOMAIN}.y"
@@ -86,6 +88,8 @@ def replace(
     activation_bits: int,
     activation_scale: float = 0.0,
     layout: str = "canonical",
+    rotation: Rotation | None = None,
+    bias_shift: np.ndarray | None = None,
     shared: Shared | None = None,
 ) -> ir.Node:
     """Replace one layer by the packed op and return that.
@@ -102,6 +106,8 @@ def replace(
         activation_bits: 8, 16 or 32.
         activation_scale: step of statically quantized activations; 0 quantizes each row by its own peak.
         layout: `panel` for i2s weights that lie in the file as kernels read them, or `canonical`.
+        rotation: the basis that the weight is in; x is brought into it once for all layers that read it.
+        bias_shift: float32 (N,), added to the bias; None for nothing.
         shared: the same object for all replacements in a model; None if there is only this one.
     """
     op_type = PANEL_OP if layout == "panel" else FORMATS[quantized.format].op_type
@@ -110,11 +116,14 @@ def replace(
     x = linear.x
     for reshaping in linear.before:
         x = edit.reshape(x, reshaping)
+    if rotation is not None:
+        _declare(model, linear.root, HADAMARD)
+        x = edit.rotated(x, rotation)
     packed = edit.packed(quantized, layout)
     node = ir.Node(
         DOMAIN,
         op_type,
-        [x, *packed, edit.bias()],
+        [x, *packed, edit.bias() if bias_shift is None else edit.shifted_bias(bias_shift)],
         ir.convenience.convert_attributes(
             {
                 "K": quantized.k,
@@ -197,6 +206,35 @@ class _Edit:
         for suffix, array in tensors.items():
             key = (weight.key, id(quantized), suffix)
             yield self.shared.constant(self.graph, key, f"{base}.{suffix}", array, alive=quantized)
+
+    def rotated(self, x: ir.Value, rotation: Rotation) -> ir.Value:
+        """Return x in the basis of the rotation, computed where it is needed first."""
+        key = ("rotation", self.linear.x.name, self.linear.before, rotation.block_size)
+        found = self.shared.constants.get((key, self.graph))
+        if found is not None:
+            return found[0]
+        k = rotation.signs.size
+        signs = self._constant(f"{DOMAIN}.signs.{k}", rotation.signs)
+        node = ir.Node(
+            DOMAIN,
+            HADAMARD,
+            [x, signs],
+            ir.convenience.convert_attributes({"block_size": rotation.block_size}),
+            name=unique(f"{self.linear.x.name}.{HADAMARD}", self.shared.node_names),
+        )
+        self.nodes.append(node)
+        y = node.outputs[0]
+        y.type, y.shape = ir.TensorType(self.linear.dtype), x.shape
+        y.name = unique(str(node.name), self.shared.names)
+        self.shared.constants[key, self.graph] = y, x
+        return y
+
+    def shifted_bias(self, shift: np.ndarray) -> ir.Value:
+        """The bias with something added, as a new float32 (N,) constant."""
+        bias = self.linear.bias
+        old = np.zeros(shift.size) if bias is None else bias.array().astype(np.float64).reshape(-1)
+        array = (np.broadcast_to(old, shift.shape) + shift).astype(np.float32)
+        return self._constant(f"{self.linear.name}.bias", array)
 
     def bias(self) -> ir.Value:
         """The bias as a float32 (N,) value: the model's own where it is that already."""
