@@ -57,10 +57,12 @@ Mode = Annotated[str | None, typer.Option(help="auto, lossless or ternary")]
 Format = Annotated[str | None, typer.Option(help="auto, i2s, tl1, tl2 or t5")]
 Layout = Annotated[str | None, typer.Option(help="canonical, or panel: read in place, for low memory")]
 Granularity = Annotated[str | None, typer.Option(help="auto, tensor, channel or block:B")]
-Rounding = Annotated[str | None, typer.Option(help="auto, absmean, twn or mse")]
+Rounding = Annotated[str | None, typer.Option(help="auto, absmean, twn, mse; with --data weighted or gptq")]
 Planes = Annotated[int | None, typer.Option(help="planes of codes, 1 to 4")]
-Levels = Annotated[int | None, typer.Option(help="3 (ternary) or 4 codes")]
+Levels = Annotated[int | None, typer.Option(help="3 (ternary), 4, or 9: two planes of one scale")]
 ActivationBits = Annotated[str | None, typer.Option(help="auto, 8, 16 or 32")]
+Rotation = Annotated[str | None, typer.Option(help="none or hadamard:B")]
+Offset = Annotated[bool | None, typer.Option("--offset", help="zero points of blocks are free")]
 ActivationScale = Annotated[
     str | None, typer.Option(help="dynamic, or from data: minmax, percentile, mse, kl, moving-average")
 ]
@@ -90,6 +92,8 @@ def convert(
     levels: Levels = None,
     activation_bits: ActivationBits = None,
     activation_scale: ActivationScale = None,
+    rotation: Rotation = None,
+    offset: Offset = None,
     data: CalibrationData = None,
     keep: Keep = None,
     keep_first: KeepFirst = None,
@@ -128,6 +132,8 @@ def plan(
     levels: Levels = None,
     activation_bits: ActivationBits = None,
     activation_scale: ActivationScale = None,
+    rotation: Rotation = None,
+    offset: Offset = None,
     data: CalibrationData = None,
     keep: Keep = None,
     keep_first: KeepFirst = None,

@@ -263,6 +263,26 @@ def test_rules_may_ask_for_rotation_offset_and_levels(model, tmp_path):
     assert distance(model, tmp_path / "out.onnx") < 0.5
 
 
+def test_inputs_with_defaults_are_no_trouble(model, tmp_path):
+    """Before IR version 4 every initializer had to be an input."""
+    old = onnx.load(model)
+    old.graph.input.extend(
+        onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        for tensor in old.graph.initializer
+    )
+    old.ir_version = 3
+    onnx.save(old, tmp_path / "old.onnx")
+    report = bn.convert(tmp_path / "old.onnx", tmp_path / "out.onnx", {"mode": "ternary"}, data=batches(2))
+    same = bn.convert(model, tmp_path / "other.onnx", {"mode": "ternary"}, data=batches(2))
+    assert report.layers == same.layers
+
+
+def test_one_matrix_has_no_data():
+    for recipe in ({"rounding": "gptq"}, {"levels": 9}, {"offset": True, "levels": 4}):
+        with pytest.raises(RecipeError, match="need calibration data; use convert"):
+            bn.quantize(weight(), recipe)
+
+
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
