@@ -288,6 +288,11 @@ def fetching(model: ir.Model, path: Path, names: Sequence[str], threads: int) ->
     if not wanted:
         return None
     graph = ir.convenience.extract(model.graph, fed, wanted)
+    for value in graph.inputs:  # an input with a default keeps it
+        default = model.graph.initializers.get(str(value.name))
+        if default is not None and str(value.name) not in graph.initializers:
+            value.const_value = default.const_value
+            graph.initializers.add(value)
     part = ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
     return start(part, path, threads)
 

@@ -101,9 +101,9 @@ class Problem:
             h[np.diag_indices_from(h)] -= damping
         h[np.diag_indices_from(h)] += damping
         order = np.argsort(-np.diag(h), kind="stable")
-        backward = order[::-1]
-        upper = np.linalg.cholesky(h[backward][:, backward])[::-1, ::-1]
-        feedback = np.ascontiguousarray(upper / np.diag(upper), np.float32)
+        upper = np.linalg.cholesky(h[np.ix_(order[::-1], order[::-1])])[::-1, ::-1]
+        upper /= np.diag(upper).copy()
+        feedback = np.ascontiguousarray(upper, np.float32)
         return cls(np.ascontiguousarray(target, np.float32), h.astype(np.float32), order, feedback)
 
     def errors(self, w: np.ndarray) -> np.ndarray:
@@ -156,8 +156,9 @@ class _Rows:
         self.theta = self._first_theta()
         self._feed_back()
         for _ in range(turns):
-            self._refit()
-            self._descend()
+            gradient = (self.w - self.target) @ self.problem.h
+            self._refit(gradient)
+            self._descend(gradient)
         return self.index, self.theta
 
     def _first_theta(self) -> np.ndarray:
@@ -189,10 +190,9 @@ class _Rows:
         self.index[:, order] = index
         self.w[:, order] = target + error
 
-    def _descend(self) -> None:
+    def _descend(self, gradient: np.ndarray) -> None:
         """Give each code, in order, the level that is best while all others stay."""
         h = self.problem.h
-        gradient = (self.w - self.target) @ h
         tables = _native.Tables(self.grid.coefficient, self.theta)
         diagonal = np.diag(h)
         for columns in _blocks(h.shape[0]):
@@ -205,10 +205,12 @@ class _Rows:
             self.w[:, columns] = base + off
             gradient += off @ h[columns]
 
-    def _refit(self) -> None:
-        """Solve for the parameters of each group while the others stay; keep what helps once it is stored."""
+    def _refit(self, gradient: np.ndarray) -> None:
+        """Solve for the parameters of each group while the others stay; keep what helps once it is stored.
+
+        The gradient, (w - target) H, is kept up to date.
+        """
         h = self.problem.h
-        gradient = (self.w - self.target) @ h
         for g in range(self.groups):
             columns = slice(g * self.block, min((g + 1) * self.block, h.shape[0]))
             t = np.moveaxis(self.grid.coefficient[self.index[:, columns]], -1, 1)  # (n, params, B)

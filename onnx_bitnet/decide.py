@@ -131,7 +131,7 @@ def _with_data(spec: LayerSpec, recipe: Recipe, measured: bool) -> LayerSpec:
     if measured and recipe.rounding == "auto":
         spec = replace(spec, rounding="gptq")
     if not spec.measured:
-        if spec.offset or spec.levels == 9:
+        if spec.needs_data:
             raise RecipeError("offset and levels = 9 need calibration data and rounding gptq or weighted")
         return spec
     if not measured:

@@ -22,10 +22,14 @@ RECIPE_OPTIONS: dict[str, Any] = {
     "format": Annotated[str | None, typer.Option(help="auto, i2s, tl1, tl2 or t5")],
     "layout": Annotated[str | None, typer.Option(help="canonical, or panel: read in place, for low memory")],
     "granularity": Annotated[str | None, typer.Option(help="auto, tensor, channel or block:B")],
-    "rounding": Annotated[str | None, typer.Option(help="auto, absmean, twn or mse")],
+    "rounding": Annotated[
+        str | None, typer.Option(help="auto, absmean, twn, mse; with --data weighted or gptq")
+    ],
     "planes": Annotated[int | None, typer.Option(help="planes of codes, 1 to 4")],
-    "levels": Annotated[int | None, typer.Option(help="3 (ternary) or 4 codes")],
+    "levels": Annotated[int | None, typer.Option(help="3 (ternary), 4, or 9: two planes of one scale")],
     "activation_bits": Annotated[str | None, typer.Option(help="auto, 8, 16 or 32")],
+    "rotation": Annotated[str | None, typer.Option(help="none or hadamard:B")],
+    "offset": Annotated[bool | None, typer.Option("--offset", help="zero points of blocks are free")],
     "activation_scale": Annotated[
         str | None, typer.Option(help="dynamic, or from data: minmax, percentile, mse, kl, moving-average")
     ],

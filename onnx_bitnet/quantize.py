@@ -15,7 +15,7 @@ import numpy as np
 
 from onnx_bitnet import _native, grids, scales
 from onnx_bitnet.compensate import Moments, Problem, fit
-from onnx_bitnet.errors import ModelError
+from onnx_bitnet.errors import ModelError, RecipeError
 from onnx_bitnet.formats import FORMATS, Format
 from onnx_bitnet.kernels import check_environment
 from onnx_bitnet.recipe import MEASURED_ROUNDINGS, Recipe, rotation_size
@@ -196,6 +196,11 @@ class LayerSpec:
         )
 
     @property
+    def needs_data(self) -> bool:
+        """Whether the levels can only be fitted by a rounding that has data."""
+        return self.exact is None and (self.offset or self.levels == 9)
+
+    @property
     def measured(self) -> bool:
         """Whether the weight cannot be quantized without the moments of its inputs."""
         return self.exact is None and not self.scale and self.rounding in MEASURED_ROUNDINGS
@@ -223,7 +228,8 @@ def quantize(weight: np.ndarray, recipe: Recipe | Mapping[str, Any] | None = Non
 
     Args:
         weight: float32, float16 or bfloat16 (N, K): outputs by inputs, of any strides.
-        recipe: granularity, rounding, planes, levels and format; rules do not apply, as there is no name.
+        recipe: granularity, rounding, planes, levels and format; rules and rotation do not apply, as there is
+            neither a name nor anything that could rotate the inputs.
 
     Raises:
         ModelError: the weight is not such a matrix, is empty, holds NaN or infinity, or is not ternary and
@@ -235,7 +241,12 @@ def quantize(weight: np.ndarray, recipe: Recipe | Mapping[str, Any] | None = Non
     exact = detect(weight)
     if exact is None and recipe.mode == "lossless":
         raise ModelError("weight: not ternary, and mode 'lossless' packs nothing else; use mode 'ternary'")
-    return quantize_layer(weight, dataclasses.replace(LayerSpec.from_recipe(recipe), exact=exact))
+    spec = dataclasses.replace(LayerSpec.from_recipe(recipe), exact=exact)
+    if spec.measured or spec.needs_data:
+        raise RecipeError(
+            "gptq, weighted, levels = 9 and offset need calibration data; use convert with data"
+        )
+    return quantize_layer(weight, spec)
 
 
 def check_weight(weight: np.ndarray, name: str = "weight") -> None:

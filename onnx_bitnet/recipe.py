@@ -282,6 +282,9 @@ def check_layer_fields(fields: Mapping[str, Any]) -> None:
     four = fields.get("levels") == 4 or fields.get("offset") is True
     if four and fields.get("format") in _TERNARY_FORMATS:
         raise RecipeError(f"format {fields['format']!r} holds three levels; use i2s for four, int4 and int8")
+    planes = fields.get("planes", 1)
+    if (fields.get("offset") is True and planes > 1) or (fields.get("levels") == 9 and planes > 2):
+        raise RecipeError("levels = 9 are two planes already, and offset is for one; leave planes out")
     if "rotation" in fields:
         rotation_size(fields["rotation"])
     if "offset" in fields:

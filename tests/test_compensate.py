@@ -263,6 +263,41 @@ def test_rules_may_ask_for_rotation_offset_and_levels(model, tmp_path):
     assert distance(model, tmp_path / "out.onnx") < 0.5
 
 
+def test_inputs_with_defaults_are_no_trouble(model, tmp_path):
+    """Before IR version 4 every initializer had to be an input."""
+    old = onnx.load(model)
+    old.graph.input.extend(
+        onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        for tensor in old.graph.initializer
+    )
+    old.ir_version = 3
+    onnx.save(old, tmp_path / "old.onnx")
+    report = bn.convert(tmp_path / "old.onnx", tmp_path / "out.onnx", {"mode": "ternary"}, data=batches(2))
+    same = bn.convert(model, tmp_path / "other.onnx", {"mode": "ternary"}, data=batches(2))
+    assert report.layers == same.layers
+
+
+def test_a_real_model_keeps_far_more_with_data(minilm_model, tmp_path):
+    """Two of six blocks of MiniLM ternary, 32 sentences to calibrate with and 40 others to measure."""
+    import minilm
+
+    known, others = (minilm.sentences()[part][:40] for part in (0, 1))
+    rules = [("*layer.[01].*", {"mode": "ternary", "granularity": "block:128", "rotation": "hadamard:128"})]
+    cosine = []
+    for data in (None, [minilm.tokenize(known[:16]), minilm.tokenize(known[16:32])]):
+        bn.convert(minilm_model, tmp_path / "out.onnx", {"rules": rules}, data=data, force=True)
+        result = bn.validate(minilm_model, tmp_path / "out.onnx", minilm.tokenize(others), layers=False)
+        cosine += [item.metrics.row_cosine for item in result.outputs if item.name == "sentence_embedding"]
+    assert cosine[1] > 0.9
+    assert 1 - cosine[1] < 0.5 * (1 - cosine[0])
+
+
+def test_one_matrix_has_no_data():
+    for recipe in ({"rounding": "gptq"}, {"levels": 9}, {"offset": True, "levels": 4}):
+        with pytest.raises(RecipeError, match="need calibration data; use convert"):
+            bn.quantize(weight(), recipe)
+
+
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
@@ -271,6 +306,7 @@ def test_rules_may_ask_for_rotation_offset_and_levels(model, tmp_path):
         ({"rotation": "hadamard:48"}, "is neither none nor hadamard:B"),
         ({"offset": 1}, "offset = 1 is not known"),
         ({"offset": True, "format": "t5"}, "holds three levels"),
+        ({"levels": 9, "planes": 3}, "two planes already"),
     ],
 )
 def test_what_cannot_be_is_an_error(model, recipe, message):

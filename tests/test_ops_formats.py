@@ -32,6 +32,17 @@ def test_integer_activations_give_the_bits_of_the_oracle(seed: int, bits: int, d
     assert_same_bits(run(layer.model(dtype), x), layer.expected(x))
 
 
+@pytest.mark.parametrize("form", TERNARY)
+@pytest.mark.parametrize("bits", [8, 16])
+def test_planes_in_integer_ratio_need_no_zero_points(bits: int, form: str):
+    """They are merged when the session is made; these ops have no zero points that could be merged, too."""
+    layer = packed.random_layer(np.random.default_rng(bits), 70, 128, planes=2, bits=bits, ternary=True)
+    last = np.abs(layer.scale[1:]).astype(np.float16).astype(np.float32)
+    layer = dataclasses.replace(layer, scale=np.concatenate([3 * last, last])).to(form)
+    x = packed.rows(bits, (3, layer.k))
+    assert_same_bits(run(layer.model(), x), layer.expected(x))
+
+
 def all_formats(layer: packed.Layer, dtype: type = np.float32) -> onnx.ModelProto:
     """One model with the layer in every format: x -> y_i2s, y_tl1, ..."""
     nodes, initializers = [], {}

@@ -68,6 +68,7 @@ def _key(op: Placed) -> Hashable:
         quantized.planes,
         quantized.scale.dtype,
         quantized.zero_point.tobytes(),
+        op.name if quantized.zero_point.shape[1] > 1 else None,  # each output has zero points of its own
     )
 
 
