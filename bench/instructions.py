@@ -26,6 +26,7 @@ from kernels import run_portable
 
 N, K = 64, 1024
 ROWS = (1, 2, 4, 16)  # of activations
+RATIO = {"i2s": (), "w4": (4, 1), "w8": (64, 16, 4, 1)}  # of planes that become such codes
 PASSES = 2  # that portable.c runs each layer
 TRACEME, PEEKTEXT, PEEKUSER, POKETEXT, POKEUSER, CONT, SINGLESTEP = 0, 1, 3, 4, 6, 7, 9
 RIP = 8 * 16  # in struct user of x86-64
@@ -36,15 +37,16 @@ libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_
 libc.ptrace.restype = ctypes.c_long
 
 
-def symbols(program: Path) -> dict[tuple[str, str], range]:
-    """Return op, instruction set and addresses of the kernels of a program that is linked to fixed ones."""
+def symbols(program: Path) -> dict[tuple[str, str, str], range]:
+    """Return op, format, isa and addresses of the kernels of a program that is linked to fixed ones."""
     listing = subprocess.run(["nm", "-S", program], check=True, capture_output=True, text=True).stdout
-    pattern = r"^(\w+) (\w+) T bn_(dotf?)_i2s_(?!scalar)(\w+)$"
+    pattern = r"^(\w+) (\w+) T bn_(dotf?)_(i2s|w4|w8)_(?!scalar)(\w+)$"
     found = re.findall(pattern, listing, re.M)
     order = [name for name, _, _ in run_portable.ROW.findall((run_portable.EXT / "isa.inc").read_text())]
-    found.sort(key=lambda row: (row[2], order.index(row[3])))
+    found.sort(key=lambda row: (row[2:4], order.index(row[4])))
     return {
-        (op, isa): range(int(start, 16), int(start, 16) + int(size, 16)) for start, size, op, isa in found
+        (op, form, isa): range(int(start, 16), int(start, 16) + int(size, 16))
+        for start, size, op, form, isa in found
     }
 
 
@@ -99,14 +101,16 @@ def main() -> None:
         run_portable.build(program, arguments.cc, ["-static"])
         command = [*arguments.qemu.split(), str(program), str(answers)]
         counter = count_in_qemu if arguments.qemu else count_here
-        for (op, isa), where in symbols(program).items():
+        for (op, form, isa), where in symbols(program).items():
             bits = 8 if op == "dot" else 32
+            ratio = RATIO[form]
             figures = []
             for m in ROWS:
-                answers.write_bytes(b"".join(run_portable.contents(run_portable.Case(N, K, m, bits))))
+                case = run_portable.Case(N, K, m, bits, planes=max(1, len(ratio)), ratio=ratio)
+                answers.write_bytes(b"".join(run_portable.contents(case)))
                 count = counter(command, {"ONNX_BITNET_ISA": isa}, where)
                 figures.append(count / (PASSES * m * N * K))
-            print(f"| {op}_i2s_{isa} |" + "".join(f" {figure:.3f} |" for figure in figures), flush=True)
+            print(f"| {op}_{form}_{isa} |" + "".join(f" {figure:.3f} |" for figure in figures), flush=True)
 
 
 if __name__ == "__main__":

@@ -278,7 +278,7 @@ def build(
     random: Annotated[
         bool, typer.Option("--random", help="random ternary weights; SOURCE is bitnet-2b4t or a config.json")
     ] = False,
-    head: Annotated[str, typer.Option(help="float, int8 or int4")] = Options.head,
+    head: Annotated[str, typer.Option(help="float, int8, int4, packed8 or packed4")] = Options.head,
     embedding: Annotated[str, typer.Option(help="float, int8 or int4")] = Options.embedding,
     format: Annotated[str, typer.Option(help="of ternary weights: i2s, tl1, tl2 or t5")] = Options.format,
     all_logits: Annotated[

@@ -160,6 +160,8 @@ def test_noise_leaves_some_weights_float_while_it_trains():
         {"granularity": "block:7"},
         {"activation_bits": 4},
         {"activation_bits": "auto"},
+        {"scale": "lsq"},
+        {"noise": 2},
     ],
 )
 def test_options_that_do_not_exist_are_refused(options):

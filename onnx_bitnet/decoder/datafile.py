@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
@@ -42,7 +44,7 @@ class DataFile:
         """
         parts = iter(parts)
         first = np.ascontiguousarray(next(parts))
-        size = int(np.prod(shape)) * first.itemsize
+        size = math.prod(shape) * first.itemsize
         if size < PAGE:
             rest = [first.reshape(-1), *(part.reshape(-1) for part in parts)]
             return ir.tensor(np.concatenate(rest).reshape(shape), name=name)
@@ -53,11 +55,22 @@ class DataFile:
             self._file.write(np.ascontiguousarray(part).view(np.uint8).data)
         written = self._file.tell() - offset
         assert written == size, f"{name}: {written} bytes written, {size} meant"
+        return self._refer(name, offset, shape, first.dtype)
+
+    def reserve(self, name: str, shape: tuple[int, ...]) -> tuple[np.ndarray, ir.TensorProtocol]:
+        """Make room for a tensor of uint8; return it mapped, to be filled in any order, and its reference."""
+        offset = -(-self._file.tell() // PAGE) * PAGE
+        self._file.truncate(offset + math.prod(shape))
+        self._file.seek(0, os.SEEK_END)
+        room = np.memmap(self._path, np.uint8, "r+", offset, shape)
+        return room, self._refer(name, offset, shape, room.dtype)
+
+    def _refer(self, name: str, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> ir.ExternalTensor:
         return ir.ExternalTensor(
             self._path.name,
             offset,
-            size,
-            _TYPES[first.dtype],
+            math.prod(shape) * dtype.itemsize,
+            _TYPES[dtype],
             shape=ir.Shape(shape),
             name=name,
             base_dir=str(self._path.parent),

@@ -14,7 +14,7 @@ from typing import Any
 from onnx_bitnet.decoder.architecture import GEOMETRIES, Architecture
 from onnx_bitnet.decoder.build import Options, Progress, write_model
 from onnx_bitnet.decoder.source import Checkpoint, Random, Source
-from onnx_bitnet.decoder.tokens import BITS
+from onnx_bitnet.decoder.tokens import BITS, PACKED
 from onnx_bitnet.errors import ModelError, OutputError, RecipeError, one_line
 from onnx_bitnet.formats import FORMATS
 from onnx_bitnet.runtime import library_path
@@ -115,7 +115,7 @@ def named_architecture(name: str) -> Architecture:
 
 def _check(options: Options) -> None:
     for what, chosen, known in (
-        ("head", options.head, BITS),
+        ("head", options.head, {**BITS, **PACKED}),
         ("embedding", options.embedding, BITS),
         ("format", options.format, FORMATS),
     ):

@@ -92,7 +92,7 @@ class Generator:
 
         Raises:
             ModelError: the model has no tokenizer, or the package `tokenizers` is missing.
-            DataError: the prompt is empty or too long.
+            DataError: the prompt is empty or too long, or `count` is not positive.
         """
         tokenizer = self._tokenizer()
         tokens: list[int] = []
@@ -136,8 +136,8 @@ class Generator:
 
     def _check(self, prompt: Sequence[int], count: int) -> None:
         vocabulary = self._config["vocab_size"]
-        if not prompt:
-            raise DataError("the prompt is empty; give at least one token")
+        if not prompt or count < 1:
+            raise DataError("the prompt is empty, or no tokens are asked for; give at least one of each")
         if min(prompt) < 0 or max(prompt) >= vocabulary:
             raise DataError(f"the prompt holds tokens outside 0 to {vocabulary - 1}")
         if len(prompt) + count > self._context:

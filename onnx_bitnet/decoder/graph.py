@@ -91,23 +91,31 @@ class Graph:
         self._nodes.append(node)
         return tuple(node.outputs)
 
-    def packed(self, x: ir.Value, quantized: Quantized, name: str, activation_bits: int) -> ir.Value:
-        """Add a packed linear layer."""
+    def packed(
+        self,
+        x: ir.Value,
+        quantized: Quantized,
+        name: str,
+        activation_bits: int,
+        *,
+        codes: ir.Value | None = None,
+        output: str = "",
+    ) -> ir.Value:
+        """Add a packed linear layer; `codes` is its weight where that is in the data file already."""
         layout = FORMATS[quantized.format]
         zeros = self.constant(f"zeros_{quantized.n}", np.zeros(quantized.n, np.float32))
-        inputs = [
-            x,
-            self.constant(f"{name}.{layout.name}", quantized.weight),
-            self.constant(f"{name}.scale", quantized.scale),
-        ]
+        codes = codes or self.constant(f"{name}.{layout.name}", quantized.weight)
+        inputs = [x, codes, self.constant(f"{name}.scale", quantized.scale)]
         if layout.four_levels:
-            inputs.append(self.constant("one", quantized.zero_point))
+            points = quantized.zero_point.astype(np.float32)
+            inputs.append(self.constant("zero_point_" + "_".join(f"{p:g}" for p in points.flat), points))
         self._packed_ops.add(layout.op_type)
         (y,) = self.op(
             layout.op_type,
             *inputs,
             zeros,
             name=name,
+            outputs=[output],
             domain=DOMAIN,
             K=quantized.k,
             N=quantized.n,

@@ -54,7 +54,7 @@ class BitLinear(nn.Linear):
             dtype: as for nn.Linear.
 
         Raises:
-            RecipeError: granularity or activation_bits is none of these.
+            RecipeError: an option is none of these.
         """
         super().__init__(in_features, out_features, bias, device, dtype)
         Recipe(granularity=granularity, activation_bits=activation_bits)  # refuses what does not exist
@@ -62,6 +62,10 @@ class BitLinear(nn.Linear):
             raise RecipeError(
                 "a BitLinear layer cannot choose granularity or activation_bits itself: name them"
             )
+        if scale not in ("absmean", "learned"):
+            raise RecipeError(f"scale {scale!r} does not exist; use absmean or learned")
+        if not 0 <= noise <= 1:
+            raise RecipeError(f"noise {noise} is no share of the weights; use 0 to 1")
         self.granularity = granularity
         self.activation_bits = activation_bits
         self.noise = noise
@@ -128,16 +132,22 @@ class BitLinear(nn.Linear):
 class TernaryLinear(nn.Module):
     """What a trained BitLinear computes, in the plain ops that exporters write and `convert` recognizes.
 
-    With one scale for a matrix or an output the product is one of integers, and the packed op computes the
-    same bits; with one for a block of inputs it is one of floats. The weights are exactly ternary in both.
+    With 8-bit activations and one scale for a matrix or an output the product is one of integers, and the
+    packed op computes the same bits. With a scale for a block of inputs, more bits, or half precision, which
+    does not hold such integers, it is one of floats. The weights are exactly ternary in both.
     """
+
+    weight: Tensor
+    scale: Tensor | None
+    bias: Tensor | None
 
     def __init__(self, layer: BitLinear) -> None:
         """Take the ternary weights and the bias of a layer; they train no more."""
         super().__init__()
         self.activation_bits = layer.activation_bits
         weight, scale = layer.ternary().detach(), layer.scales().detach()
-        integer = scale.shape[1] == 1 and layer.activation_bits < 32
+        wide = weight.dtype in (torch.float32, torch.float64)
+        integer = wide and scale.shape[1] == 1 and layer.activation_bits == 8
         self.register_buffer("weight", weight.sign() if integer else weight)
         self.register_buffer("scale", scale.flatten() if integer else None)
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone())

@@ -144,3 +144,10 @@ def test_llama_files_are_ternary(tmp_path):
     assert len(weights) == 7 * architecture.layers
     assert {weight.granularity for weight in weights.values()} == {"tensor"}
     assert weights.others["token_embd.weight"].shape == (512, 256)
+
+
+def test_fused_layers_are_timed_beside_the_same_apart():
+    shown = run(
+        "fusion.py", "--k", 64, "--n", 32, 16, "--rows", 1, 3, "--threads", 1, "--seconds", 0.01
+    ).splitlines()
+    assert [line.split(" | ")[1] for line in shown if line.startswith("| 1 ")] == ["1", "3"]

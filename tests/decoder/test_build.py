@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import checkpoints
 import decoders
@@ -86,11 +87,14 @@ def test_formats_give_the_same_bits(tmp_path, form):
     assert np.array_equal(decoders.run(built(tmp_path / "other", GEOMETRIES["tiny"], options), IDS), expected)
 
 
-@pytest.mark.parametrize(("kind", "error"), [("int8", 0.05), ("int4", 0.25)])
+@pytest.mark.parametrize(
+    ("kind", "error"), [("int8", 0.05), ("int4", 0.25), ("packed8", 0.05), ("packed4", 0.25)]
+)
 def test_head_and_embedding_of_few_bits_are_near(tmp_path, kind, error):
     expected = decoders.run(built(tmp_path / "float", GEOMETRIES["tiny"]), IDS)
-    for options in (Options(kind, "float", all_logits=True), Options(kind, kind, all_logits=True)):
-        got = decoders.run(built(tmp_path / options.embedding / "few", GEOMETRIES["tiny"], options), IDS)
+    for embedding in {"float", kind} - {"packed8", "packed4"}:
+        options = Options(kind, embedding, all_logits=True)
+        got = decoders.run(built(tmp_path / embedding / "few", GEOMETRIES["tiny"], options), IDS)
         assert np.linalg.norm(got - expected) < error * np.linalg.norm(expected)
 
 
@@ -139,8 +143,9 @@ def test_inspect_sees_the_layers(tmp_path):
     from onnx_bitnet.inspection import inspect
 
     build(GEOMETRIES["tiny"], tmp_path / "tiny")
-    layers = inspect(tmp_path / "tiny/model.onnx").packed
+    *layers, head = inspect(tmp_path / "tiny/model.onnx").packed
     assert len(layers) == 2 * 5
+    assert (head.name, head.n, head.k, head.planes, head.activation_bits) == ("lm_head", 256, 64, 4, 16)
     assert layers[0].name == "model.layers.0.self_attn.qkv_proj"
     assert layers[0].granularity == "channel"
     assert {layer.activation_bits for layer in layers} == {8}
@@ -167,14 +172,27 @@ def test_large_tensors_start_on_pages(tmp_path):
     assert all(tensor.offset % 4096 == 0 for tensor in external)
 
 
+def test_memory_holds_a_layer_not_the_model(tmp_path):
+    architecture = GEOMETRIES["tiny"].replace(layers=24, hidden=512, ffn=2048)
+    tracemalloc.start()
+    try:
+        built = build(architecture, tmp_path / "model")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < built.nbytes / 3
+
+
 def test_errors_of_a_folder(tmp_path):
     (tmp_path / "there").mkdir()
     with pytest.raises(OutputError, match="exists already"):
         build(GEOMETRIES["tiny"], tmp_path / "there")
-    with pytest.raises(RecipeError, match="head 'int2' does not exist; use float, int8, int4"):
+    with pytest.raises(
+        RecipeError, match="head 'int2' does not exist; use float, int8, int4, packed8, packed4"
+    ):
         build(GEOMETRIES["tiny"], tmp_path / "new", Options(head="int2"))
     with pytest.raises(ModelError, match="no multiple of 32"):
-        build(GEOMETRIES["tiny"].replace(hidden=48), tmp_path / "new")
+        build(GEOMETRIES["tiny"].replace(hidden=48), tmp_path / "new", Options("int8"))
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
     build(GEOMETRIES["tiny"], tmp_path / "there", force=True)
     assert [path.name for path in tmp_path.iterdir()] == ["there"]

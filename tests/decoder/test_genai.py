@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
@@ -32,5 +33,5 @@ while not generator.is_done():
 print(generator.get_sequence(0).tolist()[{len(PROMPT)}:])
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    got = eval(run.stdout.strip().splitlines()[-1])
+    got = json.loads(run.stdout.strip().splitlines()[-1])
     assert [token for token in got if token not in eos] == expected

@@ -87,6 +87,7 @@ def test_prompts_that_do_not_fit(folder):
     generator = Generator(folder, threads=1)
     for prompt, count, message in (
         ([], 4, "the prompt is empty"),
+        ([1], 0, "no tokens are asked for"),
         ([256], 4, "tokens outside 0 to 255"),
         ([-1], 4, "tokens outside"),
         ([1] * 250, 10, "250 tokens of prompt and 10 new ones exceed the model's 256"),
