@@ -1233,7 +1233,7 @@ def fit_grid(
         coefficient: (levels, params).
         w: (rows, K).
         importance: (K,), at least 0.
-        template: (starts, params) parameters to start from, times the root of the weighted mean square of a group.
+        template: (starts, params) parameters to start from, for groups of weighted mean square 1.
         theta: out (rows, groups, params).
         block_size: weights of a group.
         rounds: of alternating fits.
@@ -1292,7 +1292,10 @@ cdef class Tables:
         cdef size_t i
         cdef const float *values
         _levels(coefficient, &self.levels)
-        _require(theta.size > 0 and <size_t>theta.shape[2] == self.levels.params, "theta must be (rows, groups, params)")
+        _require(
+            theta.size > 0 and <size_t>theta.shape[2] == self.levels.params,
+            "theta must be (rows, groups, params)",
+        )
         self.rows, self.groups = theta.shape[0], theta.shape[1]
         self.memory = np.empty(self.rows * self.groups * sizeof(bn_sorted), np.uint8)
         self.sorted = <bn_sorted *><size_t>self.memory.ctypes.data

@@ -74,6 +74,7 @@ def _layers(layers: Sequence[Layer]) -> Table:
     table = _table("layer", "op", "N x K", "format", "scales", "weights", "bytes", "left because")
     for layer in layers:
         how = f"{layer.format} x{layer.planes} a{layer.activation_bits}" if layer.converted else ""
+        how += f" h{layer.rotation}" if layer.rotation else ""
         quality = "" if not layer.converted else "lossless" if layer.lossless else f"{layer.sqnr_db:.1f} dB"
         table.add_row(
             layer.name,
