@@ -181,7 +181,7 @@ class LayerSpec:
             planes=2 if recipe.levels == 9 else recipe.planes,
             levels=recipe.levels,
             activation_bits=bits if isinstance(bits, int) else _AUTO_ACTIVATION_BITS[recipe.target],
-            dynamic_int8=recipe.activation_bits == 8,
+            dynamic_int8=recipe.target == "ort" and recipe.activation_bits == 8,
             rotation=rotation_size(recipe.rotation),
             offset=recipe.offset,
             format_reason=_WHY_I2S if recipe.format == "auto" else "",
