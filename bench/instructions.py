@@ -21,8 +21,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from kernels import run_portable
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "kernels"))
+import run_portable
 
 N, K = 64, 1024
 ROWS = (1, 2, 4, 16)  # of activations

@@ -174,8 +174,8 @@ static const char *merge_panels(const bn_matmul *layer, const bn_matmul_desc *d,
         reason = bn_panel_rows(&source, rows + plane * rows_bytes);
     }
     if (!reason) {
-        reason = bn_merge_build(merge, d->format, rows ? rows : d->weight, d->n, &layer->groups, panels,
-                                code_sum);
+        reason = bn_merge_build(merge, d->format, rows ? rows : d->weight, d->n, &layer->groups,
+                                d->threads, panels, code_sum);
     }
     free(rows);
     return reason;

@@ -2,6 +2,7 @@
 #include "merge.h"
 
 #include <math.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -130,34 +131,67 @@ static void build_output(const uint8_t *codes, const bn_groups *groups, int bits
     }
 }
 
-const char *bn_merge_build(const bn_merge *merge, bn_format format, const uint8_t *weight, size_t n,
-                           const bn_groups *groups, uint8_t *panels, int32_t *code_sum)
-{
-    const size_t k = groups->k;
-    const size_t row_bytes = bn_formats[format].row_bytes(k);
-    const size_t outputs = bn_round_up(n, BN_PANEL);
-    uint8_t *merged = malloc(2 * k);
-    const size_t sums = code_sum ? bn_super_panels(n) * groups->count * BN_SUPER : 0;
-    const char *reason = merged ? NULL : "out of memory for the packed weights";
+/* What the tasks of bn_merge_build share: one of them is a super-panel. */
+typedef struct {
+    const bn_merge *merge;
+    bn_format format;
+    const uint8_t *weight;
+    size_t n;
+    const bn_groups *groups;
+    uint8_t *panels;
+    int32_t *code_sum;
+    _Atomic(const char *) reason; /* why one task failed */
+} job;
 
-    for (size_t i = 0; i < sums; i++) { /* those past the last panel, too */
+static void build_super(void *arg, size_t super)
+{
+    job *j = arg;
+    const size_t k = j->groups->k, row_bytes = bn_formats[j->format].row_bytes(k);
+    const size_t width = bn_super_width(j->n, super), step_bytes = bn_step_bytes(j->merge->bits);
+    const size_t sums = j->groups->count * BN_SUPER;
+    int32_t *code_sum = j->code_sum ? j->code_sum + super * sums : NULL;
+    uint8_t *panel = j->panels + bn_super_offset(super, j->groups, j->merge->bits);
+    uint8_t *merged = malloc(2 * k);
+
+    if (!merged) {
+        atomic_store(&j->reason, "out of memory for the packed weights");
+        return;
+    }
+    for (size_t i = 0; code_sum && i < sums; i++) { /* those past the last panel, too */
         code_sum[i] = 0;
     }
-    for (size_t output = 0; !reason && output < outputs; output++) {
-        const size_t super = output / BN_SUPER, lane = output % BN_SUPER;
-        const size_t step_bytes = bn_step_bytes(merge->bits);
+    for (size_t lane = 0; lane < width * BN_PANEL; lane++) {
+        const size_t output = super * BN_SUPER + lane;
 
         memset(merged, 0, k);
-        for (size_t plane = 0; !reason && output < n && plane < merge->planes; plane++) {
-            const uint8_t *row = weight + (plane * n + output) * row_bytes;
-            reason = bn_formats[format].unpack(row, k, merged + k);
-            add_plane(merged, merged + k, k, merge->ratio[plane]);
+        for (size_t plane = 0; output < j->n && plane < j->merge->planes; plane++) {
+            const uint8_t *row = j->weight + (plane * j->n + output) * row_bytes;
+            const char *reason = bn_formats[j->format].unpack(row, k, merged + k);
+            if (reason) {
+                atomic_store(&j->reason, reason);
+            }
+            add_plane(merged, merged + k, k, j->merge->ratio[plane]);
         }
-        build_output(merged, groups, merge->bits, bn_super_width(n, super) * step_bytes,
-                     panels + bn_super_offset(super, groups, merge->bits) +
-                         lane / BN_PANEL * step_bytes + lane % BN_PANEL * 4,
-                     code_sum ? code_sum + super * groups->count * BN_SUPER + lane : NULL);
+        build_output(merged, j->groups, j->merge->bits, width * step_bytes,
+                     panel + lane / BN_PANEL * step_bytes + lane % BN_PANEL * 4,
+                     code_sum ? code_sum + lane : NULL);
     }
     free(merged);
-    return reason;
+}
+
+const char *bn_merge_build(const bn_merge *merge, bn_format format, const uint8_t *weight, size_t n,
+                           const bn_groups *groups, bn_threads threads, uint8_t *panels,
+                           int32_t *code_sum)
+{
+    job j = {.merge = merge,
+             .format = format,
+             .weight = weight,
+             .n = n,
+             .groups = groups,
+             .panels = panels,
+             .code_sum = code_sum};
+
+    atomic_init(&j.reason, NULL);
+    bn_run_tasks(threads, build_super, bn_super_panels(n), &j);
+    return atomic_load(&j.reason);
 }

@@ -28,9 +28,10 @@ bn_merge bn_find_merge(const bn_matmul_desc *desc);
 /* zero_point (zero_point_rows, groups) gets those of the merged plane, all 1 in a desc without them. */
 void bn_merge_zero_points(const bn_matmul_desc *desc, const bn_merge *merge, float *zero_point);
 
-/* Panels of merged planes: weight is (planes, n, row_bytes) canonical bytes, the rest is as in
- * bn_panel_build, but that padding and outputs past n have code 0. */
+/* Panels of merged planes: weight is (planes, n, row_bytes) canonical bytes, threads share the
+ * work, and the rest is as in bn_panel_build, but that padding and outputs past n have code 0. */
 const char *bn_merge_build(const bn_merge *merge, bn_format format, const uint8_t *weight, size_t n,
-                           const bn_groups *groups, uint8_t *panels, int32_t *code_sum);
+                           const bn_groups *groups, bn_threads threads, uint8_t *panels,
+                           int32_t *code_sum);
 
 #endif

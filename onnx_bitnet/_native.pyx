@@ -258,9 +258,13 @@ def merged_panels(const uint8_t[:, :, ::1] weight, ratio, size_t k, size_t block
     cdef uint8_t[::1] out = np.empty(bn_panel_bytes(n, &groups, bits), np.uint8)
     cdef int32_t[:, :, ::1] code_sum = np.empty((bn_super_panels(n), groups.count, BN_SUPER), np.int32)
     cdef bn_format layout = _format("i2s")
+    cdef bn_threads threads
     cdef const char *reason
+    threads.run = NULL
     with nogil:
-        reason = bn_merge_build(&merge, layout, &weight[0, 0, 0], n, &groups, &out[0], &code_sum[0, 0, 0])
+        reason = bn_merge_build(
+            &merge, layout, &weight[0, 0, 0], n, &groups, threads, &out[0], &code_sum[0, 0, 0]
+        )
     if reason != NULL:
         raise ValueError(reason.decode())
     return np.asarray(out), np.asarray(code_sum)

@@ -13,7 +13,8 @@ import numpy as np
 from onnx_bitnet.errors import ModelError
 
 _ACTIVATIONS = {"relu2": "relu2", "silu": "silu", "swish": "silu"}
-_MODEL_TYPES = ("bitnet", "llama")
+_MODEL_TYPES = {"bitnet": (1e-5, 500000.0), "llama": (1e-6, 10000.0)}
+"""What transformers takes for rms_norm_eps and rope_theta where config.json does not say them."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ class Architecture:
             rope=_rope(config, name),
             positions=config.get("max_position_embeddings", 2048),
             activation=_ACTIVATIONS[activation],
-            epsilon=config.get("rms_norm_eps", 1e-6),
+            epsilon=config.get("rms_norm_eps", _MODEL_TYPES[kind][0]),
             sub_norms=kind == "bitnet",
             input_epsilon=quantization.get("rms_norm_eps", 1e-6) if inner else None,
             tied=bool(config.get("tie_word_embeddings")),
@@ -168,7 +169,8 @@ def _size(config: Mapping[str, Any], name: str, key: str) -> int:
 def _rope(config: Mapping[str, Any], name: str) -> Rope:
     entries = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
     kind = entries.get("rope_type", entries.get("type", "default"))
-    theta = float(entries.get("rope_theta", config.get("rope_theta", 10000.0)))
+    usual = _MODEL_TYPES[config["model_type"]][1]
+    theta = float(entries.get("rope_theta", config.get("rope_theta", usual)))
     if kind == "default":
         return Rope(theta)
     if kind == "linear":

@@ -87,6 +87,10 @@ def test_filters_leave_the_others_out(limits, tmp_path):
     assert {row["kernel"] for row in rows} == {"dot_i2s_scalar", "dot_w4_scalar", "dot_w8_scalar"}
 
 
+def test_instructions_are_counted_by_a_program_that_starts():
+    assert "counts the instructions" in run("instructions.py", "--help").lower()
+
+
 def test_a_layer_runs_beside_its_peers(layers):
     document = json.loads(layers.read_text())
     assert document["schema"] == "onnx_bitnet.bench_layers/1"
@@ -120,7 +124,7 @@ def test_memory_of_sessions_is_bounded(tmp_path):
     rows = [line.strip("| ").split(" | ") for line in shown.splitlines()[-4:]]
     assert [row[:2] for row in rows] == [[f"{name}, 70 MB", n] for name in ("i2s", "panel") for n in "12"]
     assert max(float(row[-1]) for row in rows) <= 1.3
-    assert max(float(row[4]) for row in rows[2:]) <= 20  # MB of the process's own
+    assert max(float(row[5]) for row in rows[2:]) <= 20  # MB of the process's own
     assert not list(tmp_path.iterdir())
 
 

@@ -222,6 +222,15 @@ def test_checkpoints_that_are_not_built(tmp_path, changes, message):
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.parametrize(("kind", "epsilon", "theta"), [("bitnet", 1e-5, 500000), ("llama", 1e-6, 10000)])
+def test_what_a_config_leaves_out_is_as_in_transformers(kind, epsilon, theta):
+    said = checkpoints.CONFIG | {"model_type": kind}
+    architecture = Architecture.of(
+        {name: value for name, value in said.items() if name not in ("rms_norm_eps", "rope_theta")}, "tiny"
+    )
+    assert (architecture.epsilon, architecture.rope.theta) == (epsilon, theta)
+
+
 def test_half_a_checkpoint(tmp_path):
     arrays = checkpoints.tensors(checkpoints.CONFIG)
     for lost in ("model.layers.1.mlp.up_proj.weight", "model.norm.weight"):
