@@ -60,9 +60,10 @@ def spec_of(
     recipe: Recipe,
     statistics: LayerStatistics | None = None,
 ) -> LayerSpec | Keep:
-    """Decide the layer as if the recipe had the candidate's rule only."""
+    """Decide the layer as if the recipe had the candidate's rule only, and no data to round by."""
     rules = (Rule(**split(candidate.rule)),)
-    return decide(linear, weight, recipe.without_goals().replace(rules=rules), statistics)
+    alone = recipe.without_goals().replace(rules=rules, rounding="auto", rotation="none", offset=False)
+    return decide(linear, weight, alone, statistics)
 
 
 def split(rule: Mapping[str, Any]) -> dict[str, Any]:

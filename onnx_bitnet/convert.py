@@ -28,15 +28,17 @@ from onnx_bitnet.recipe import Recipe
 from onnx_bitnet.report import KEPT, Layer, Reason, Report
 from onnx_bitnet.rewrite.cleanup import cleanup
 from onnx_bitnet.rewrite.fuse import Placed, fuse
-from onnx_bitnet.rewrite.plain import restore
+from onnx_bitnet.rewrite.plain import restore, spell_out
 from onnx_bitnet.rewrite.records import Activations, Linear, Refusal
 from onnx_bitnet.rewrite.replace import Shared
 from onnx_bitnet.rewrite.scan import prepare, scan
-from onnx_bitnet.rotation import rotation
-from onnx_bitnet.targets import Basis, Stored, put, store
+from onnx_bitnet.rotation import Rotation, rotation
+from onnx_bitnet.targets import Stored, put, store
 from onnx_bitnet.verify import verify
 
 Progress = Callable[[int, int, str], None]
+
+UNUSED = "the calibration data was not used: no step of this recipe needs any"
 # What was stored, by weight and settings: the first layer's name, the weight, and its form in the model.
 _Done = dict[Hashable, tuple[str, Quantized, Stored]]
 
@@ -118,22 +120,19 @@ def default_output(source: str | Path) -> Path:
     return Path(source).with_name(f"{Path(source).stem}.bitnet.onnx")
 
 
+_Layers = tuple[list[Layer], dict[str, Stored]]
+
+
 def _transform(
     file: files.ModelFile, recipe: Recipe, data: object, progress: Progress | None, *, widened: bool
 ) -> tuple[list[Layer], dict[str, Stored], tuple[str, ...]]:
-    """Do everything to a model in memory.
-
-    Returns:
-        the report's layers, the weights that were put in, and the report's notes.
-    """
+    """Do everything to a model in memory; return the report's layers, the weights put in, and notes."""
     model = file.model
-    with measuring(file, recipe, data) as (calibration, inputs):
-        if recipe.target == "float":
-            layers, meant = _restore(model, recipe, progress)
-        else:
-            layers, meant = _rewrite(model, recipe, calibration, inputs, progress)
-    unused = data if calibration is None and inputs is None else None
-    notes = _notes(recipe, layers, unused, calibration, widened=widened)
+    if recipe.target == "float":
+        layers, meant = _restore(model, recipe, progress)
+        notes = _notes(recipe, layers, data, None, widened=widened)
+    else:
+        layers, meant, notes = _rewrite(file, recipe, data, progress, widened=widened)
     cleanup(model)
     model.metadata_props["onnx_bitnet.version"] = version("onnx-bitnet")
     model.metadata_props["onnx_bitnet.recipe"] = json.dumps(recipe.to_dict(), sort_keys=True)
@@ -143,39 +142,7 @@ def _transform(
     return layers, meant, notes
 
 
-def _rewrite(
-    model: ir.Model,
-    recipe: Recipe,
-    calibration: Calibration | None,
-    inputs: Inputs | None,
-    progress: Progress | None,
-) -> tuple[list[Layer], dict[str, Stored]]:
-    """Replace what is to be replaced; return the report's layers and the weights that were put in."""
-    layers: list[Layer] = []
-    meant: dict[str, Stored] = {}
-    placed: list[Placed] = []
-    shared = Shared.of(model)
-    for step in _walk(model, recipe, calibration, inputs, progress):
-        layers.append(step.layer)
-        if step.linear is None or step.spec is None or step.stored is None:
-            continue
-        node = put(model, step.linear, step.stored, step.spec, recipe.layout, shared, step.basis)
-        if inputs is not None:
-            inputs.replaced()
-        name, root = step.linear.name, step.linear.root
-        meant[name] = step.stored
-        if node is not None and isinstance(step.stored, Quantized):
-            placed.append(Placed(name, node, step.stored, root, (name,)))
-    if recipe.fuse:
-        placed = fuse(placed, shared)
-        layers = _with_ops(layers, placed)
-        meant = {op.name: op.quantized for op in placed}
-    return layers, meant
-
-
-def _restore(
-    model: ir.Model, recipe: Recipe, progress: Progress | None
-) -> tuple[list[Layer], dict[str, Stored]]:
+def _restore(model: ir.Model, recipe: Recipe, progress: Progress | None) -> _Layers:
     """Do the opposite of `_rewrite` for a model with packed ops."""
     layers: list[Layer] = []
     meant: dict[str, Stored] = {}
@@ -210,7 +177,43 @@ class _Step:
     linear: Linear | None = None
     spec: LayerSpec | None = None
     stored: Stored | None = None
-    basis: Basis = dataclasses.field(default_factory=Basis)
+    rotation: Rotation | None = None
+    bias_shift: np.ndarray | None = None
+
+
+def _rewrite(
+    file: files.ModelFile, recipe: Recipe, data: object, progress: Progress | None, *, widened: bool
+) -> tuple[list[Layer], dict[str, Stored], tuple[str, ...]]:
+    """Replace what is to be replaced; return the report's layers, the weights put in, and notes."""
+    layers: list[Layer] = []
+    meant: dict[str, Stored] = {}
+    placed: list[Placed] = []
+    shared = Shared.of(file.model)
+    with measuring(file, recipe, data) as (calibration, inputs):
+        for step in _walk(file.model, recipe, calibration, inputs, progress):
+            layers.append(step.layer)
+            if step.linear is None or step.spec is None or step.stored is None:
+                continue
+            extras: dict[str, Any] = {
+                "rotation": step.rotation,
+                "bias_shift": step.bias_shift,
+                "shared": shared,
+            }
+            node = put(file.model, step.linear, step.stored, step.spec, layout=recipe.layout, **extras)
+            meant[step.linear.name] = step.stored
+            if node is not None and isinstance(step.stored, Quantized):
+                name, root = step.linear.name, step.linear.root
+                placed.append(Placed(name, node, step.stored, root, (name,)))
+            if inputs is not None:
+                inputs.replaced()
+    if recipe.fuse:
+        placed = fuse(placed, shared)
+        layers = _with_ops(layers, placed)
+        meant = {op.name: op.quantized for op in placed}
+    if recipe.target != "custom":
+        spell_out(file.model)
+    unused = data if calibration is None and inputs is None else None
+    return layers, meant, _notes(recipe, layers, unused, calibration, widened=widened)
 
 
 def _statistics(linear: Linear, calibration: Calibration | None) -> LayerStatistics | None:
@@ -278,7 +281,7 @@ def _step(
     key = (weight.key, decision.settings)
     first, quantized, stored = done.get(key) or (
         None,
-        *_quantize(array, linear, decision, recipe.target, moments),
+        *_quantize(array, linear, decision, moments, recipe.target),
     )
     done.setdefault(key, (linear.name, quantized, stored))
     bias_shift = moments.bias_shift(array, quantized.dequantize()) if moments else None
@@ -303,11 +306,11 @@ def _step(
         packed_bytes=stored.nbytes + _padding(stored, recipe.layout),
         shared_with=first,
     )
-    return _Step(layer, linear, decision, stored, Basis(turned, bias_shift))
+    return _Step(layer, linear, decision, stored, turned, bias_shift)
 
 
 def _quantize(
-    array: np.ndarray, linear: Linear, spec: LayerSpec, target: str, moments: Moments | None
+    array: np.ndarray, linear: Linear, spec: LayerSpec, moments: Moments | None, target: str
 ) -> tuple[Quantized, Stored]:
     quantized = quantize_layer(array, spec, moments)
     return quantized, store(quantized, linear, spec, target)
@@ -389,7 +392,7 @@ def _notes(
     elif not any(layer.converted for layer in layers):
         notes.append(_nothing_converted(layers))
     if unused is not None:
-        notes.append("the calibration data was not used: no step of this recipe needs any")
+        notes.append(UNUSED)
     return tuple(notes)
 
 

@@ -113,7 +113,8 @@ def decide(
             return Keep(Reason.NOT_TERNARY)
     if rule is not None and rule.scale is not None:
         spec = _with_scale(spec, rule, linear)
-    spec = _with_data(spec, recipe, measured) if spec.exact is None else replace(spec, rotation=0)
+    else:
+        spec = _with_data(spec, recipe, measured) if spec.exact is None else replace(spec, rotation=0)
     length = spec.group_length(linear.weight.k)
     if spec.activation_bits != 32 and length > MAX_GROUP:
         return Keep(Reason.WEIGHT_TOO_WIDE, f"{length} inputs share a scale, {MAX_GROUP} may")
@@ -127,14 +128,7 @@ def decide(
 
 def _with_data(spec: LayerSpec, recipe: Recipe, measured: bool) -> LayerSpec:
     """Settle what depends on data being there."""
-    if recipe.target != "custom":
-        if spec.measured or spec.needs_data or spec.rotation:
-            raise RecipeError(
-                f"target {recipe.target!r} has no rounding gptq or weighted, 9 levels, offset or rotation; "
-                "use target custom"
-            )
-        return spec
-    if measured and recipe.rounding == "auto" and not spec.scale:
+    if measured and recipe.rounding == "auto":
         spec = replace(spec, rounding="gptq")
     if not spec.measured:
         if spec.needs_data:
@@ -159,7 +153,7 @@ def may_use_moments(recipe: Recipe) -> bool:
         rule.action in _INTEGER_BITS or rule.overrides.get("mode") == "ternary" for rule in recipe.rules
     )
     roundings = [recipe.rounding, *(rule.overrides.get("rounding") for rule in recipe.rules)]
-    return lossy and "auto" in roundings and recipe.target == "custom"
+    return lossy and "auto" in roundings
 
 
 def needs_calibration(recipe: Recipe) -> bool:

@@ -28,6 +28,8 @@ RECIPE_OPTIONS: dict[str, Any] = {
     "planes": Annotated[int | None, typer.Option(help="planes of codes, 1 to 4")],
     "levels": Annotated[int | None, typer.Option(help="3 (ternary), 4, or 9: two planes of one scale")],
     "activation_bits": Annotated[str | None, typer.Option(help="auto, 8, 16 or 32")],
+    "rotation": Annotated[str | None, typer.Option(help="none or hadamard:B")],
+    "offset": Annotated[bool | None, typer.Option("--offset", help="zero points of blocks are free")],
     "activation_scale": Annotated[
         str | None, typer.Option(help="dynamic, or from data: minmax, percentile, mse, kl, moving-average")
     ],

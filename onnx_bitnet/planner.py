@@ -18,6 +18,7 @@ import numpy as np
 from onnx_bitnet import files
 from onnx_bitnet.calibrate import Calibration, calibrate
 from onnx_bitnet.candidates import candidates, try_out
+from onnx_bitnet.convert import UNUSED
 from onnx_bitnet.convert import convert as convert_as_told
 from onnx_bitnet.convert import plan as plan_as_told
 from onnx_bitnet.decide import Keep, check_rules, decide, keep_unseen, rule_for
@@ -238,7 +239,7 @@ def convert(
         return convert_as_told(source, output, recipe, data=data, **options)
     files.check_output(files.read(source), Path(output), force=force)
     settled = settle(source, recipe, data, progress=progress)
-    report = convert_as_told(source, output, settled.recipe, **options)
+    report = convert_as_told(source, output, settled.recipe, data=settled.data, **options)
     return _told(report, settled)
 
 
@@ -259,8 +260,9 @@ def plan(
     if not recipe.has_goals:
         return plan_as_told(source, recipe, data=data, progress=progress)
     settled = settle(source, recipe, data, progress=progress)
-    return _told(plan_as_told(source, settled.recipe, progress=progress), settled)
+    return _told(plan_as_told(source, settled.recipe, data=settled.data, progress=progress), settled)
 
 
 def _told(report: Report, settled: Settled) -> Report:
-    return dataclasses.replace(report, frontier=settled.frontier, notes=(*settled.notes, *report.notes))
+    notes = (note for note in report.notes if note != UNUSED)
+    return dataclasses.replace(report, frontier=settled.frontier, notes=(*settled.notes, *notes))

@@ -181,7 +181,7 @@ class LayerSpec:
             planes=2 if recipe.levels == 9 else recipe.planes,
             levels=recipe.levels,
             activation_bits=bits if isinstance(bits, int) else _AUTO_ACTIVATION_BITS[recipe.target],
-            dynamic_int8=recipe.activation_bits == 8,
+            dynamic_int8=recipe.target == "ort" and recipe.activation_bits == 8,
             rotation=rotation_size(recipe.rotation),
             offset=recipe.offset,
             format_reason=_WHY_I2S if recipe.format == "auto" else "",
@@ -191,16 +191,8 @@ class LayerSpec:
     def settings(self) -> tuple[object, ...]:
         """What decides, together with the weight, how the packed weight looks."""
         return (
-            self.format,
-            self.granularity,
-            self.rounding,
-            self.planes,
-            self.levels,
-            self.integer_bits,
-            self.dynamic_int8,
-            self.scale,
-            self.rotation,
-            self.offset,
+            *(self.format, self.granularity, self.rounding, self.planes, self.levels),
+            *(self.integer_bits, self.dynamic_int8, self.scale, self.rotation, self.offset),
         )
 
     @property
@@ -211,7 +203,7 @@ class LayerSpec:
     @property
     def measured(self) -> bool:
         """Whether the weight cannot be quantized without the moments of its inputs."""
-        return self.exact is None and self.rounding in MEASURED_ROUNDINGS
+        return self.exact is None and not self.scale and self.rounding in MEASURED_ROUNDINGS
 
     def group_length(self, k: int) -> int:
         """Return how many of K inputs share a scale."""

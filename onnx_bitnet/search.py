@@ -65,14 +65,14 @@ class Settled:
         groups: what was tried.
         frontier: what there was to choose from.
         notes: sentences the user should read.
-        calibration: statistics of the data, if there was any.
+        data: what was given to measure on, for `convert` to round by.
     """
 
     recipe: Recipe
     groups: tuple[Group, ...]
     frontier: tuple[FrontierPoint, ...]
     notes: tuple[str, ...]
-    calibration: Calibration | None = None
+    data: Feeds | Calibration | None = None
 
 
 class Search:
@@ -178,13 +178,15 @@ class Search:
                 chosen = self._settled(points, self._allowed)
         if self._recipe.max_size is not None:
             assert isinstance(self._recipe.max_size, int)
-            chosen = self._fitting(layers, chosen, self._recipe.max_size, rest)
+            chosen = self._fitting(layers, chosen, self._recipe.max_size, rest, calibration)
         notes += self._notes(calibration)
         listed = tuple(
             FrontierPoint(rest + point.nbytes, point.loss, self._measured.get(point.options), point == chosen)
             for point in sorted({*points, chosen}, key=lambda point: point.nbytes)
         )
-        return Settled(self._recipe_of(chosen), tuple(self._groups), listed, tuple(notes), calibration)
+        return Settled(
+            self._recipe_of(chosen), tuple(self._groups), listed, tuple(notes), self._feeds or calibration
+        )
 
     def _first_within(self, points: Sequence[Point], allowed: float) -> int:
         """Return the first point whose loss is allowed, supposing that it falls along the frontier."""
@@ -232,7 +234,7 @@ class Search:
             self._say("converting and validating a choice")
             with tempfile.TemporaryDirectory() as folder:
                 output = Path(folder, "model.onnx")
-                convert(self._source, output, self._recipe_of(point))
+                convert(self._source, output, self._recipe_of(point), data=self._feeds)
                 result = validate(self._source, output, self._feeds, layers=False)
             goals = {"min_sqnr": self._recipe.min_sqnr, "min_cosine": self._recipe.min_cosine}
             loss = self._loss({output.name: output.metrics for output in result.outputs})
@@ -243,13 +245,22 @@ class Search:
         if self._progress is not None:
             self._progress(len(self._measured) + len(self._real), 0, what)
 
-    def _fitting(self, layers: Sequence[Sequence[Option]], least: Point, size: int, rest: int) -> Point:
+    def _fitting(
+        self,
+        layers: Sequence[Sequence[Option]],
+        least: Point,
+        size: int,
+        rest: int,
+        calibration: Calibration | None,
+    ) -> Point:
         """Return the best choice whose files have at most `size` bytes."""
         error_first = self._allowed is not None
         budget = size - rest
         while True:
             found = least if error_first else within(layers, budget)
             nbytes = self._file_bytes(found) if found is not None else 0
+            if found is not None and nbytes <= size:
+                nbytes = self._file_bytes(found, self._feeds or calibration)
             if found is not None and nbytes <= size:
                 return found
             if found is None or error_first:
@@ -260,8 +271,12 @@ class Search:
                 )
             budget -= nbytes - size
 
-    def _file_bytes(self, point: Point) -> int:
-        return plan(self._source, self._recipe_of(point)).output_bytes
+    def _file_bytes(self, point: Point, data: object = None) -> int:
+        """Return the size of the files: without data nearly, since rounding by data may add biases."""
+        recipe = self._recipe_of(point)
+        if data is None:
+            recipe = recipe.replace(rounding="auto", rotation="none", offset=False)
+        return plan(self._source, recipe, data=data).output_bytes
 
     def _recipe_of(self, point: Point) -> Recipe:
         rules = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -35,39 +35,26 @@ def store(quantized: Quantized, linear: Linear, spec: LayerSpec, target: str) ->
     return NBits.pack(found)
 
 
-@dataclass(frozen=True, eq=False)
-class Basis:
-    """What a packed weight wants beside it: its inputs rotated, and something added to the bias."""
-
-    rotation: Rotation | None = None
-    bias_shift: np.ndarray | None = None
-
-
 def put(
     model: ir.Model,
     linear: Linear,
     stored: Stored,
     spec: LayerSpec,
+    *,
     layout: str,
+    rotation: Rotation | None,
+    bias_shift: np.ndarray | None,
     shared: Shared,
-    basis: Basis,
 ) -> ir.Node | None:
     """Put the ops for a stored weight in the place of its layer; return the op if it is a packed one."""
     bits, step = spec.activation_bits, spec.activation_scale
+    turned: dict[str, Any] = {"rotation": rotation, "bias_shift": bias_shift, "shared": shared}
     if isinstance(stored, Quantized):
         return replace(
-            model,
-            linear,
-            stored,
-            activation_bits=bits,
-            activation_scale=step,
-            layout=layout,
-            rotation=basis.rotation,
-            bias_shift=basis.bias_shift,
-            shared=shared,
+            model, linear, stored, activation_bits=bits, activation_scale=step, layout=layout, **turned
         )
     if isinstance(stored, Plain):
-        replace_plain(model, linear, stored, activation_bits=bits, activation_scale=step, shared=shared)
+        replace_plain(model, linear, stored, activation_bits=bits, activation_scale=step, **turned)
     else:
-        replace_stock(model, linear, stored, activation_bits=bits, shared=shared)
+        replace_stock(model, linear, stored, activation_bits=bits, **turned)
     return None

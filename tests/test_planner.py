@@ -74,7 +74,7 @@ def test_the_recipe_converts_alike_and_the_plan_says_the_same(model, data, tmp_p
     assert plan.recipe["min_cosine"] is None
     path = tmp_path / "recipe.json"
     path.write_text(json.dumps(plan.recipe))
-    bn.convert(model, tmp_path / "again.onnx", path)
+    bn.convert(model, tmp_path / "again.onnx", path, data=data)
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "in.bitnet.onnx").read_bytes()
 
 
@@ -174,7 +174,7 @@ def test_layers_are_ranked_and_the_recipe_converts(model, data, tmp_path):
     smallest = [layer.options[0].loss for layer in found.layers]
     assert smallest == sorted(smallest, reverse=True)
     assert {layer.names for layer in found.layers} == {(f"layer.{name}",) for name in "abcd"}
-    bn.convert(model, tmp_path / "out.onnx", found.recipe)
+    bn.convert(model, tmp_path / "out.onnx", found.recipe, data=data)
     assert bn.validate(model, tmp_path / "out.onnx", data).passes(min_cosine=0.98)
     json.dumps(found.to_dict(), allow_nan=False)
 

@@ -204,7 +204,7 @@ def test_threads_do_not_change_the_result(monkeypatch, spec, transposed):
     monkeypatch.setattr(scales, "_CHUNK", 10_000)
     results = []
     for threads in (1, 5):
-        monkeypatch.setattr(scales, "_cpus", lambda threads=threads: threads)
+        monkeypatch.setattr(scales, "cpus", lambda threads=threads: threads)
         results.append(quantize_layer(weight, spec))
     assert np.array_equal(results[0].weight, results[1].weight)
     assert np.array_equal(results[0].scale, results[1].scale)

@@ -221,3 +221,16 @@ def test_planes_in_no_integer_ratio_are_no_integers():
     weight = np.ascontiguousarray(ordinary(8, 64).T)
     quantized = bn.quantize(weight, {"mode": "ternary", "planes": 2})
     assert nbits.integers(quantized) is None
+
+
+def test_rounding_by_data_and_rotation_are_the_same_in_every_target(mixed, tmp_path):
+    data = [{"x": np.random.default_rng(0).standard_normal((32, K), np.float32)}]
+    recipe = {"mode": "ternary", "rotation": "hadamard:32", "activation_bits": 32, "granularity": "block:32"}
+    for target in ("custom", "simulate", "ort"):
+        bn.convert(mixed, tmp_path / f"{target}.onnx", recipe | {"target": target}, data=data)
+    bn.convert(tmp_path / "custom.onnx", tmp_path / "float.onnx", {"target": "float"})
+    (want,) = bn.session(tmp_path / "custom.onnx").run(None, data[0])
+    for target in ("simulate", "ort", "float"):
+        assert domains(tmp_path / f"{target}.onnx") <= {"", "com.microsoft"}
+        (got,) = run(tmp_path / f"{target}.onnx", data[0])
+        np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3)

@@ -15,6 +15,7 @@ from onnx_bitnet.rewrite.origins import opset_version
 from onnx_bitnet.rewrite.packed import PackedNode, packed_nodes
 from onnx_bitnet.rewrite.records import Linear, operand
 from onnx_bitnet.rewrite.replace import LAYER, Edit, Shared, declare
+from onnx_bitnet.rotation import Rotation
 
 _AXES_INPUT_SINCE = 18  # opset
 
@@ -73,6 +74,8 @@ def replace_plain(
     *,
     activation_bits: int,
     activation_scale: float = 0.0,
+    rotation: Rotation | None = None,
+    bias_shift: np.ndarray | None = None,
     shared: Shared,
 ) -> None:
     """Replace one layer by MatMul and Add, in float32 unless weight and activations are float16.
@@ -83,12 +86,14 @@ def replace_plain(
         plain: its weight; the same object for layers that share it.
         activation_bits: 8 or 16 quantize and dequantize activations in standard ops, as packed ops do.
         activation_scale: step of statically quantized activations; 0 quantizes each row by its own peak.
+        rotation: see replace.replace; the op for it is spelled in standard ops by `spell_out`.
+        bias_shift: see replace.replace.
         shared: the same object for all replacements in a model.
     """
     declare(model, linear.root, "", opset_version(linear.root))
     edit = Edit(linear, shared)
-    x, step = edit.enter(), None
-    half = activation_bits == 32 and plain.format == "float16"
+    x, step = edit.turn(model, edit.enter(), rotation), None
+    half = activation_bits == 32 and plain.format == "float16" and bias_shift is None
     dtype = ir.DataType.FLOAT16 if half else ir.DataType.FLOAT
     x = x if half else edit.to_float32(x)
     if activation_bits != 32:
@@ -98,7 +103,9 @@ def replace_plain(
         weight = edit.to_float32(weight)
     y = edit.main(ir.Node("", "MatMul", [x, weight]), dtype)
     y = y if step is None else edit.op("Mul", [y, step], dtype)
-    y = y if linear.bias is None else edit.op("Add", [y, edit.bias(dtype)], dtype)
+    bias = None if linear.bias is None else edit.bias(dtype)
+    bias = bias if bias_shift is None else edit.shifted_bias(bias_shift)
+    y = y if bias is None else edit.op("Add", [y, bias], dtype)
     edit.leave(y if half else edit.to_activations(y))
 
 
@@ -151,6 +158,11 @@ def restore(model: ir.Model, activation_bits: int | None) -> Iterator[tuple[Pack
         step = step if bits == packed.activation_bits else 0.0
         replace_plain(model, linear, plain, activation_bits=bits, activation_scale=step, shared=shared)
         yield packed, plain, bits
+    spell_out(model)
+
+
+def spell_out(model: ir.Model) -> None:
+    """Spell the project's ops that are left in standard ops, and drop its functions and domain."""
     InlinePass(criteria=lambda function: function.domain == DOMAIN)(model)
     for op in [op for op in model.functions if op[0] == DOMAIN]:
         del model.functions[op]

@@ -113,10 +113,7 @@ def replace(
     op_type = PANEL_OP if layout == "panel" else FORMATS[quantized.format].op_type
     _declare_op(model, linear.root, op_type)
     edit = Edit(linear, shared or Shared.of(model))
-    x = edit.enter()
-    if rotation is not None:
-        _declare_op(model, linear.root, HADAMARD)
-        x = edit.rotated(x, rotation)
+    x = edit.turn(model, edit.enter(), rotation)
     packed = edit.packed(quantized, layout)
     node = ir.Node(
         DOMAIN,
@@ -241,8 +238,11 @@ class Edit:
         key = (weight.key, id(made), suffix)
         return self.shared.constant(self.graph, key, f"{weight.name}.{suffix}", array, alive=made)
 
-    def rotated(self, x: ir.Value, rotation: Rotation) -> ir.Value:
-        """Return x in the basis of the rotation, computed where it is needed first."""
+    def turn(self, model: ir.Model, x: ir.Value, rotation: Rotation | None) -> ir.Value:
+        """Return x in the basis of the rotation, if there is one, computed where it is needed first."""
+        if rotation is None:
+            return x
+        _declare_op(model, self.linear.root, HADAMARD)
         key = ("rotation", self.linear.x.name, self.linear.before, rotation.block_size)
         found = self.shared.constants.get((key, self.graph))
         if found is not None:

@@ -12,13 +12,21 @@ from onnx_bitnet import reference
 from onnx_bitnet.nbits import DynamicInt8, NBits
 from onnx_bitnet.rewrite.records import Linear, operand
 from onnx_bitnet.rewrite.replace import LAYER, Edit, Shared, declare
+from onnx_bitnet.rotation import Rotation
 
 _DOMAIN = "com.microsoft"
 _INT8_ACTIVATIONS, _FLOAT_ACTIVATIONS = 4, 1  # accuracy_level
 
 
 def replace_stock(
-    model: ir.Model, linear: Linear, packed: NBits | DynamicInt8, *, activation_bits: int, shared: Shared
+    model: ir.Model,
+    linear: Linear,
+    packed: NBits | DynamicInt8,
+    *,
+    activation_bits: int,
+    rotation: Rotation | None = None,
+    bias_shift: np.ndarray | None = None,
+    shared: Shared,
 ) -> None:
     """Replace one layer by MatMulNBits or DynamicQuantizeMatMul; float16 activations go through float32.
 
@@ -29,16 +37,19 @@ def replace_stock(
         linear: found by `scan` in this model.
         packed: its weight.
         activation_bits: 8 or 32.
+        rotation: see replace.replace; the op for it is spelled in standard ops by `plain.spell_out`.
+        bias_shift: see replace.replace.
         shared: the same object for all replacements in a model.
     """
     declare(model, linear.root, _DOMAIN)
     edit = Edit(linear, shared)
-    x = edit.to_float32(edit.enter())
+    x = edit.to_float32(edit.turn(model, edit.enter(), rotation))
     constants = [
         edit.tensor(packed.format, packed.weight, packed),
         edit.tensor("scale", packed.scale, packed),
     ]
     bias = None if linear.bias is None else edit.bias()
+    bias = bias if bias_shift is None else edit.shifted_bias(bias_shift)
     if isinstance(packed, NBits):
         attributes = {
             "K": packed.k,
