@@ -33,8 +33,6 @@ RECIPE_OPTIONS: dict[str, Any] = {
     "activation_scale": Annotated[
         str | None, typer.Option(help="dynamic, or from data: minmax, percentile, mse, kl, moving-average")
     ],
-    "rotation": Annotated[str | None, typer.Option(help="none or hadamard:B")],
-    "offset": Annotated[bool | None, typer.Option("--offset", help="zero points of blocks are free")],
     "keep": Annotated[
         list[str] | None, typer.Option(help="layers to leave float: a glob, or re: and a regex")
     ],
