@@ -44,6 +44,8 @@ SLOTS = {
     "ReleaseCustomOpDomain": 101,
     "KernelInfo_GetInputTypeInfo": 234,
     "KernelInfo_GetNodeName": 244,
+    "KernelInfo_GetLogger": 245,
+    "Logger_LogMessage": 247,
     "KernelInfoGetConstantInput_tensor": 249,
     "ShapeInferContext_GetInputTypeShape": 268,
     "ShapeInferContext_GetAttribute": 269,
