@@ -33,15 +33,13 @@ from onnx_bitnet.rewrite.records import Activations, Linear, Refusal
 from onnx_bitnet.rewrite.replace import Shared
 from onnx_bitnet.rewrite.scan import prepare, scan
 from onnx_bitnet.rotation import Rotation, rotation
+from onnx_bitnet.spill import Spill
 from onnx_bitnet.targets import Stored, put, store
 from onnx_bitnet.verify import verify
 
 Progress = Callable[[int, int, str], None]
 
 UNUSED = "the calibration data was not used: no step of this recipe needs any"
-# What was stored, by weight and settings: the first layer's name, the weight, and its form in the model.
-_Done = dict[Hashable, tuple[str, Quantized, Stored]]
-
 # What `strict` does not complain about: the user asked for it, or there is no weight that could be packed.
 _EXPECTED = {Reason.KEPT_BY_RULE, Reason.KEPT_FIRST, Reason.KEPT_LAST, Reason.WEIGHT_NOT_CONSTANT}
 
@@ -86,11 +84,12 @@ def convert(
     file = files.read(source)
     files.check_output(file, output, force=force)
     widened = prepare(file.model)
-    layers, meant, notes = _transform(file, recipe, data, progress, widened=widened)
-    if strict:
-        _refuse(layers)
-    with files.staged(file.model, output) as written:
-        verify(written, meant)
+    with Spill(output.parent) as spill:
+        layers, meant, notes = _transform(file, recipe, data, progress, spill, widened=widened)
+        if strict:
+            _refuse(layers)
+        with files.staged(file.model, output, between=spill.release) as written:
+            verify(written, meant, between=spill.release)
     nbytes = sum(path.stat().st_size for path in (output, files.data_path(output)) if path.exists())
     return Report(str(source), str(output), recipe.to_dict(), tuple(layers), notes, file.nbytes, nbytes)
 
@@ -110,7 +109,8 @@ def plan(
     recipe = Recipe.parse(recipe)
     file = files.read(source)
     widened = prepare(file.model)
-    layers, _, notes = _transform(file, recipe, data, progress, widened=widened)
+    with Spill() as spill:
+        layers, _, notes = _transform(file, recipe, data, progress, spill, widened=widened)
     nbytes = files.size_of(file.model, default_output(source))
     return Report(str(source), None, recipe.to_dict(), tuple(layers), notes, file.nbytes, nbytes)
 
@@ -124,7 +124,13 @@ _Layers = tuple[list[Layer], dict[str, Stored]]
 
 
 def _transform(
-    file: files.ModelFile, recipe: Recipe, data: object, progress: Progress | None, *, widened: bool
+    file: files.ModelFile,
+    recipe: Recipe,
+    data: object,
+    progress: Progress | None,
+    spill: Spill,
+    *,
+    widened: bool,
 ) -> tuple[list[Layer], dict[str, Stored], tuple[str, ...]]:
     """Do everything to a model in memory; return the report's layers, the weights put in, and notes."""
     model = file.model
@@ -132,7 +138,7 @@ def _transform(
         layers, meant = _restore(model, recipe, progress)
         notes = _notes(recipe, layers, data, None, widened=widened)
     else:
-        layers, meant, notes = _rewrite(file, recipe, data, progress, widened=widened)
+        layers, meant, notes = _rewrite(file, recipe, data, progress, spill, widened=widened)
     cleanup(model)
     model.metadata_props["onnx_bitnet.version"] = version("onnx-bitnet")
     model.metadata_props["onnx_bitnet.recipe"] = json.dumps(recipe.to_dict(), sort_keys=True)
@@ -182,7 +188,13 @@ class _Step:
 
 
 def _rewrite(
-    file: files.ModelFile, recipe: Recipe, data: object, progress: Progress | None, *, widened: bool
+    file: files.ModelFile,
+    recipe: Recipe,
+    data: object,
+    progress: Progress | None,
+    spill: Spill,
+    *,
+    widened: bool,
 ) -> tuple[list[Layer], dict[str, Stored], tuple[str, ...]]:
     """Replace what is to be replaced; return the report's layers, the weights put in, and notes."""
     layers: list[Layer] = []
@@ -190,8 +202,10 @@ def _rewrite(
     placed: list[Placed] = []
     shared = Shared.of(file.model)
     with measuring(file, recipe, data) as (calibration, inputs):
-        for step in _walk(file.model, recipe, calibration, inputs, progress):
+        for step in _walk(file.model, recipe, calibration, inputs, progress, spill):
             layers.append(step.layer)
+            file.release()
+            spill.release()
             if step.linear is None or step.spec is None or step.stored is None:
                 continue
             extras: dict[str, Any] = {
@@ -232,12 +246,13 @@ def _walk(
     calibration: Calibration | None,
     inputs: Inputs | None,
     progress: Progress | None,
+    spill: Spill,
 ) -> Iterator[_Step]:
     found = scan(model)
     check_rules(recipe, found)
     linears = [item for item in found if isinstance(item, Linear)]
     positions = iter(range(len(linears)))
-    done: _Done = {}
+    done = _Done(spill)
     for item in found:
         if isinstance(item, Refusal):
             yield _Step(_left(item, item.reason, item.detail, item.n, item.k))
@@ -278,12 +293,7 @@ def _step(
     turned = rotation(weight.k, decision.rotation) if decision.rotation else None
     if turned is not None:
         array, moments = turned.rows(array), moments and moments.rotated(turned)
-    key = (weight.key, decision.settings)
-    first, quantized, stored = done.get(key) or (
-        None,
-        *_quantize(array, linear, decision, moments, recipe.target),
-    )
-    done.setdefault(key, (linear.name, quantized, stored))
+    first, quantized, stored = done.store(array, linear, decision, moments, recipe.target)
     bias_shift = moments.bias_shift(array, quantized.dequantize()) if moments else None
     layer = Layer(
         name=linear.name,
@@ -309,11 +319,26 @@ def _step(
     return _Step(layer, linear, decision, stored, turned, bias_shift)
 
 
-def _quantize(
-    array: np.ndarray, linear: Linear, spec: LayerSpec, moments: Moments | None, target: str
-) -> tuple[Quantized, Stored]:
-    quantized = quantize_layer(array, spec, moments)
-    return quantized, store(quantized, linear, spec, target)
+class _Done:
+    """What was stored before, for tied weights to share; its arrays are in a spill."""
+
+    def __init__(self, spill: Spill) -> None:
+        self._spill = spill
+        self._stored: dict[Hashable, tuple[str, Quantized, Stored]] = {}
+
+    def store(
+        self, array: np.ndarray, linear: Linear, spec: LayerSpec, moments: Moments | None, target: str
+    ) -> tuple[str | None, Quantized, Stored]:
+        """Return the name of the layer that had this weight first, if any, the weight, and its form."""
+        key = (linear.weight.key, spec.settings)
+        if key in self._stored:
+            return self._stored[key]
+        quantized = self._spill.keep_arrays(quantize_layer(array, spec, moments))
+        stored = store(quantized, linear, spec, target)
+        if stored is not quantized:
+            stored = self._spill.keep_arrays(stored)
+        self._stored[key] = (linear.name, quantized, stored)
+        return None, quantized, stored
 
 
 def _padding(stored: Stored, layout: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from onnx_ir.serde import SerdeError
 
 from onnx_bitnet.errors import ModelError, OutputError, one_line
+from onnx_bitnet.spill import give_back
 
 # Weights of more bytes than this go to a file of their own, which onnxruntime maps instead of copying.
 INLINE_LIMIT = 1 << 20
@@ -33,12 +34,20 @@ class ModelFile:
         model: its graph; tensors are mapped from the files when they are asked for.
         data_files: the external data files it refers to.
         nbytes: size of all these files.
+        external: the tensors whose bytes are in data files, also those that have left the model since.
     """
 
     path: Path
     model: ir.Model
     data_files: frozenset[Path]
     nbytes: int
+    external: tuple[ir.ExternalTensor, ...] = ()
+
+    def release(self) -> None:
+        """Give the memory of mapped tensors back to the system; they are read again where they are used."""
+        for tensor in self.external:
+            if tensor.raw is not None:
+                give_back(tensor.raw)
 
 
 def read(path: str | Path) -> ModelFile:
@@ -59,9 +68,10 @@ def read(path: str | Path) -> ModelFile:
     _refuse_what_would_be_lost(path, proto)
     if model.ir_version == 0 or not model.opset_imports:
         raise ModelError(f"{path}: not an ONNX model: it has no IR version or no opset; export it again")
-    data_files = frozenset(_check_external(path, tensor) for tensor in external_tensors(model))
+    external = tuple(external_tensors(model))
+    data_files = frozenset(_check_external(path, tensor) for tensor in external)
     nbytes = sum(file.stat().st_size for file in {path, *data_files})
-    return ModelFile(path, model, data_files, nbytes)
+    return ModelFile(path, model, data_files, nbytes, external)
 
 
 def _refuse_what_would_be_lost(path: Path, proto: onnx.ModelProto) -> None:
@@ -155,11 +165,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def staged(model: ir.Model, output: Path) -> Iterator[Path]:
+def staged(model: ir.Model, output: Path, *, between: Callable[[], None] = lambda: None) -> Iterator[Path]:
     """Write the model beside its destination, let the caller check it, then move it into place.
 
     Yields the path of the written model. If the body raises, or the process is interrupted, neither the model
     file nor its data file appears and what was there before stays.
+
+    Args:
+        model: to be written; tensors are loaded one at a time.
+        output: where to.
+        between: called before each tensor that goes to the data file.
 
     Raises:
         OutputError: the files cannot be written, for instance because the disk is full.
@@ -167,7 +182,7 @@ def staged(model: ir.Model, output: Path) -> Iterator[Path]:
     folder = output.with_name(f".{output.name}.{uuid.uuid4().hex[:12]}")
     try:
         staging = folder / output.name
-        _write(model, staging, output)
+        _write(model, staging, output, between)
         yield staging
         _install(staging, output)
     finally:
@@ -227,7 +242,7 @@ def _external(model: ir.Model) -> set[ir.Value]:
     return {value for value, nbytes in sizes if nbytes > _EXTERNAL_FROM}
 
 
-def _write(model: ir.Model, staging: Path, output: Path) -> None:
+def _write(model: ir.Model, staging: Path, output: Path, between: Callable[[], None]) -> None:
     external = bool(_external(model)) or any(external_tensors(model))
     try:
         staging.parent.mkdir()
@@ -239,6 +254,7 @@ def _write(model: ir.Model, staging: Path, output: Path) -> None:
             size_threshold_bytes=_EXTERNAL_FROM,
             alignment=_PAGE,
             align_threshold=_EXTERNAL_FROM,
+            callback=lambda _tensor, _info: between(),
         )
         for file in staging.parent.iterdir():
             with file.open("rb") as handle:

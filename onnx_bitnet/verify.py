@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 
+from onnx_bitnet import files
 from onnx_bitnet.errors import OutputError
 from onnx_bitnet.rewrite.replaced import Replaced, replaced
 from onnx_bitnet.targets import Stored
@@ -16,7 +16,7 @@ from onnx_bitnet.targets import Stored
 _ROWS_AT_ONCE = 1 << 20  # weights decoded at a time, so that memory stays bounded
 
 
-def verify(written: Path, meant: Mapping[str, Stored]) -> None:
+def verify(written: Path, meant: Mapping[str, Stored], *, between: Callable[[], None] = lambda: None) -> None:
     """Check a model file that was just written.
 
     Every weight is decoded from the file by the NumPy reference, which shares no code with the packer, and
@@ -25,15 +25,19 @@ def verify(written: Path, meant: Mapping[str, Stored]) -> None:
     Args:
         written: path of the model.
         meant: the layers replaced in this conversion, by name; the model may hold others from an earlier one.
+        between: called after each layer.
 
     Raises:
         OutputError: something differs.
     """
-    found = {node.layer: node for node in replaced(ir.load(written))}
+    file = files.read(written)
+    found = {node.layer: node for node in replaced(file.model)}
     for name, stored in meant.items():
         if name not in found:
             raise OutputError(f"verification failed: layer {name!r} is not in the file")
         _compare(name, found[name], stored)
+        file.release()
+        between()
     try:
         onnx.checker.check_model(written)
     except onnx.checker.ValidationError as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -351,3 +353,27 @@ def test_a_damaged_write_is_noticed_and_leaves_nothing(mixed, tmp_path, monkeypa
     with pytest.raises(OutputError, match=r"layer 'layer.a' decodes to other values than were written"):
         bn.convert(mixed, tmp_path / "out.onnx")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.onnx"]
+
+
+_PEAK = """
+import re, sys
+import onnx_bitnet as bn
+peaks = []
+for source, output in (sys.argv[1:3], sys.argv[3:]):
+    bn.convert(source, output, {"mode": "ternary", "rounding": "absmean"})
+    peaks.append(int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]))
+print(peaks[1] - peaks[0])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells in kB what a process held at most")
+def test_memory_is_bounded_by_the_largest_tensor(tmp_path):
+    """A second model with eight times the layers takes no more than the first: 16 MB each, 256 MB in all."""
+    weight = np.random.default_rng(0).standard_normal((2048, 2048), np.float32)
+    for name, count in (("small", 2), ("large", 16)):
+        proto = onnx.load(chain(tmp_path / f"{name}.onnx", {f"w{index}": weight for index in range(count)}))
+        location = f"{name}.onnx.data"
+        onnx.save(proto, tmp_path / f"{name}.onnx", save_as_external_data=True, location=location)
+    paths = [tmp_path / file for name in ("small", "large") for file in (f"{name}.onnx", f"{name}.out.onnx")]
+    done = subprocess.run([sys.executable, "-c", _PEAK, *paths], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 16 << 10

@@ -11,7 +11,7 @@ ROOT = Path(onnx_bitnet.__file__).parent
 # Bottom first; what stands in one row may import from its own row.
 STACK = [
     ["errors", "report", "reference", "_native"],
-    ["recipe", "kernels", "formats"],
+    ["recipe", "spill", "kernels", "formats"],
     ["scales", "activations", "grids", "rotation"],
     ["compensate"],
     ["quantize", "ranges"],
