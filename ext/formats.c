@@ -1,8 +1,9 @@
 /* The table of formats, and rows of codes to rows of bytes and back; see formats.h.
  *
  * Method  whole groups of codes first; the codes of a last, ragged group are packed together with
- *         ones, and unpacked to a group whose rest must be ones again.  Unpacking is arithmetic that
- *         cannot leave its arrays, so it runs first and what it gave is judged afterwards. */
+ *         ones, and unpacked to a group whose rest must be ones again.  Unpacking looks bytes up in
+ *         tables that have an entry for each, so it runs first and what it gave is judged afterwards.
+ * Speed   Zen 5, rows of 2560 on a busy machine, Gcodes/s: i2s 13, tl1 10, tl2 6, t5 8. */
 #include "formats.h"
 
 #include <string.h>
@@ -21,11 +22,11 @@ static const char NOT_TERNARY[] = "weight: a code is not 0, 1 or 2; only i2s hol
 
 static bool all_at_most(const uint8_t *values, size_t count, uint8_t most)
 {
-    unsigned above = 0;
+    uint8_t greatest = 0; /* a byte, so that vectors of bytes will do */
     for (size_t i = 0; i < count; i++) {
-        above |= values[i] > most;
+        greatest = values[i] > greatest ? values[i] : greatest;
     }
-    return !above;
+    return greatest <= most;
 }
 
 static bool all_ones(const uint8_t *codes, size_t count)
@@ -36,6 +37,16 @@ static bool all_ones(const uint8_t *codes, size_t count)
     }
     return !other;
 }
+
+/* 256 entries of a table, from b on. */
+#define FOUR(entry, b) entry(b), entry((b) + 1), entry((b) + 2), entry((b) + 3)
+#define SIXTEEN(entry, b)                                                                          \
+    FOUR(entry, b), FOUR(entry, (b) + 4), FOUR(entry, (b) + 8), FOUR(entry, (b) + 12)
+#define SIXTY_FOUR(entry, b)                                                                       \
+    SIXTEEN(entry, b), SIXTEEN(entry, (b) + 16), SIXTEEN(entry, (b) + 32), SIXTEEN(entry, (b) + 48)
+#define ALL_BYTES(entry, b)                                                                           \
+    SIXTY_FOUR(entry, b), SIXTY_FOUR(entry, (b) + 64), SIXTY_FOUR(entry, (b) + 128),               \
+        SIXTY_FOUR(entry, (b) + 192)
 
 /* ---- i2s ---- */
 
@@ -53,17 +64,16 @@ void bn_pack_i2s(const uint8_t *codes, size_t k, uint8_t *row)
     }
 }
 
+#define I2S_CODES(b) {(b) & 3, (b) >> 2 & 3, (b) >> 4 & 3, (b) >> 6}
+static const uint8_t i2s_codes[256][4] = {ALL_BYTES(I2S_CODES, 0)};
+
 void bn_unpack_i2s(const uint8_t *row, size_t k, uint8_t *codes)
 {
-    for (size_t b = 0; b < k / 4; b++, codes += 4) {
-        const uint8_t byte = row[b];
-        codes[0] = byte & 3;
-        codes[1] = byte >> 2 & 3;
-        codes[2] = byte >> 4 & 3;
-        codes[3] = byte >> 6;
+    for (size_t b = 0; b < k / 4; b++) {
+        memcpy(codes + 4 * b, i2s_codes[row[b]], 4);
     }
-    for (unsigned i = 0; i < k % 4; i++) {
-        codes[i] = row[k / 4] >> 2 * i & 3;
+    if (k % 4 != 0) {
+        memcpy(codes + k / 4 * 4, i2s_codes[row[k / 4]], k % 4);
     }
 }
 
@@ -103,16 +113,16 @@ INLINE const char *pack_bytes(const uint8_t *codes, size_t k, uint8_t *row, size
     return all_at_most(codes, k, 2) ? NULL : NOT_TERNARY;
 }
 
+/* table has `group` codes for each byte. */
 INLINE const char *unpack_bytes(const uint8_t *row, size_t k, uint8_t *codes, size_t group,
-                                void (*unpack)(uint8_t byte, uint8_t *codes), const char *invalid)
+                                const uint8_t *table, const char *invalid)
 {
     const size_t whole = k / group, left = k % group;
-    uint8_t last[MOST_IN_BYTE];
     for (size_t b = 0; b < whole; b++) {
-        unpack(row[b], codes + group * b);
+        memcpy(codes + group * b, table + group * row[b], group);
     }
     if (left != 0) {
-        unpack(row[whole], last);
+        const uint8_t *last = table + group * row[whole];
         memcpy(codes + whole * group, last, left);
         if (!all_ones(last + left, group - left)) {
             return BAD_PADDING;
@@ -131,14 +141,9 @@ INLINE uint8_t tl1_byte(const uint8_t *c)
     return (uint8_t)(3 * c[0] + c[1] + 16 * (3 * c[2] + c[3]));
 }
 
-INLINE void tl1_codes(uint8_t byte, uint8_t *c)
-{
-    const unsigned low = byte & 15u, high = byte >> 4;
-    c[0] = (uint8_t)(low / 3); /* 3 and more for an invalid pair */
-    c[1] = (uint8_t)(low % 3);
-    c[2] = (uint8_t)(high / 3);
-    c[3] = (uint8_t)(high % 3);
-}
+/* 3 and more for an invalid pair. */
+#define TL1_CODES(b) {(b) % 16 / 3, (b) % 16 % 3, (b) / 16 / 3, (b) / 16 % 3}
+static const uint8_t tl1_codes[256][4] = {ALL_BYTES(TL1_CODES, 0)};
 
 static const char *pack_tl1(const uint8_t *codes, size_t k, uint8_t *row)
 {
@@ -147,7 +152,7 @@ static const char *pack_tl1(const uint8_t *codes, size_t k, uint8_t *row)
 
 static const char *unpack_tl1(const uint8_t *row, size_t k, uint8_t *codes)
 {
-    return unpack_bytes(row, k, codes, 4, tl1_codes,
+    return unpack_bytes(row, k, codes, 4, tl1_codes[0],
                         "weight: a pair index is above 8, the bytes are corrupt or of another format");
 }
 
@@ -161,14 +166,9 @@ INLINE uint8_t t5_byte(const uint8_t *c)
     return (uint8_t)(c[0] + 3 * c[1] + 9 * c[2] + 27 * c[3] + 81 * c[4]);
 }
 
-INLINE void t5_codes(uint8_t byte, uint8_t *c)
-{
-    c[0] = (uint8_t)(byte % 3u);
-    c[1] = (uint8_t)(byte / 3u % 3u);
-    c[2] = (uint8_t)(byte / 9u % 3u);
-    c[3] = (uint8_t)(byte / 27u % 3u);
-    c[4] = (uint8_t)(byte / 81u); /* 3 for an invalid byte */
-}
+/* The last is 3 for an invalid byte. */
+#define T5_CODES(b) {(b) % 3, (b) / 3 % 3, (b) / 9 % 3, (b) / 27 % 3, (b) / 81}
+static const uint8_t t5_codes[256][5] = {ALL_BYTES(T5_CODES, 0)};
 
 static const char *pack_t5(const uint8_t *codes, size_t k, uint8_t *row)
 {
@@ -177,7 +177,7 @@ static const char *pack_t5(const uint8_t *codes, size_t k, uint8_t *row)
 
 static const char *unpack_t5(const uint8_t *row, size_t k, uint8_t *codes)
 {
-    return unpack_bytes(row, k, codes, 5, t5_codes,
+    return unpack_bytes(row, k, codes, 5, t5_codes[0],
                         "weight: a byte is above 242, the bytes are corrupt or of another format");
 }
 
@@ -234,33 +234,27 @@ static const char *pack_tl2(const uint8_t *codes, size_t k, uint8_t *row)
     return all_at_most(codes, k, 2) ? NULL : NOT_TERNARY;
 }
 
-/* Returns 1 if a magnitude is above 13, plus 2 if a 0 has a sign.  Loops without branches or division,
- * for the compiler to make vectors of. */
+/* By a byte of two magnitudes, plus 256 for a sign of the first and 512 for one of the second: the codes of
+ * both, then what is wrong: 1 if a magnitude is above 13, 2 if a 0 has a sign. */
+#define TL2_V(size, sign) ((size) > 13 ? 13 : (sign) ? 13 - (size) : 13 + (size))
+#define TL2_TRIPLE(v) (v) / 9, (v) / 3 % 3, (v) % 3
+#define TL2_WRONG(size, sign) ((size) > 13 ? 1 : (sign) && (size) == 0 ? 2 : 0)
+#define TL2_PAIR(i)                                                                                \
+    {TL2_TRIPLE(TL2_V((i) % 16, (i) & 256)), TL2_TRIPLE(TL2_V((i) / 16 % 16, (i) & 512)),          \
+     TL2_WRONG((i) % 16, (i) & 256) | TL2_WRONG((i) / 16 % 16, (i) & 512)}
+static const uint8_t tl2_pairs[1024][8] = {ALL_BYTES(TL2_PAIR, 0), ALL_BYTES(TL2_PAIR, 256),
+                                           ALL_BYTES(TL2_PAIR, 512), ALL_BYTES(TL2_PAIR, 768)};
+
+/* Returns all that is wrong. */
 INLINE unsigned tl2_codes(const uint8_t *magnitudes, unsigned signs, uint8_t *c)
 {
-    uint8_t size[TL2_TRIPLES], codes[3][TL2_TRIPLES];
-    unsigned above = 0, minus_0 = 0;
-    for (unsigned i = 0; i < TL2_TRIPLES / 2; i++) {
-        size[2 * i] = magnitudes[i] & 15u;
-        size[2 * i + 1] = magnitudes[i] >> 4;
+    unsigned wrong = 0;
+    for (unsigned i = 0; i < TL2_TRIPLES / 2; i++, c += 6) {
+        const uint8_t *pair = tl2_pairs[magnitudes[i] | (signs >> 2 * i & 3u) << 8];
+        memcpy(c, pair, 6);
+        wrong |= pair[6];
     }
-    for (unsigned i = 0; i < TL2_TRIPLES; i++) {
-        const uint8_t negative = signs >> i & 1u;
-        const uint8_t v = (uint8_t)(negative ? 13 - size[i] : 13 + size[i]);
-        const uint8_t first = (uint8_t)((v >= 9) + (v >= 18)), rest = (uint8_t)(v - 9 * first);
-        const uint8_t second = (uint8_t)((rest >= 3) + (rest >= 6));
-        codes[0][i] = first;
-        codes[1][i] = second;
-        codes[2][i] = (uint8_t)(rest - 3 * second);
-        above |= size[i] > 13;
-        minus_0 |= negative & (size[i] == 0);
-    }
-    for (unsigned i = 0; i < TL2_TRIPLES; i++) {
-        c[3 * i] = codes[0][i];
-        c[3 * i + 1] = codes[1][i];
-        c[3 * i + 2] = codes[2][i];
-    }
-    return above | minus_0 << 1;
+    return wrong;
 }
 
 static const char *unpack_tl2(const uint8_t *row, size_t k, uint8_t *codes)

@@ -44,19 +44,26 @@ static int is_padded(const bn_groups *g)
     return g->padded != g->k;
 }
 
+/* Whether all padding comes after the last input. */
+static int is_dense(const bn_groups *g)
+{
+    return g->count == 1 || g->stride == g->length;
+}
+
 /* One output's row as padded i2s.  Returns NULL, or why it is not canonical. */
 static const char *stage(const bn_panel_source *s, const uint8_t *row, const scratch *t, uint8_t *to)
 {
     const bn_groups *g = &s->groups;
 
-    if (s->format == BN_FORMAT_i2s && (g->count == 1 || g->stride == g->length)) {
+    if (s->format == BN_FORMAT_i2s && is_dense(g)) {
         const size_t bytes = bn_row_bytes(g->k);
         memcpy(to, row, bytes);
         memset(to + bytes, FOUR_ONES, g->padded / 4 - bytes);
         return bn_i2s_check(row, g->k);
     }
-    const char *reason = bn_formats[s->format].unpack(row, g->k, t->codes);
-    for (size_t i = 0; i < g->count; i++) {
+    uint8_t *codes = is_dense(g) ? t->padded : t->codes;
+    const char *reason = bn_formats[s->format].unpack(row, g->k, codes);
+    for (size_t i = 0; codes == t->codes && i < g->count; i++) {
         memcpy(t->padded + i * g->stride, t->codes + i * g->length, bn_group_length(g, i));
     }
     bn_pack_i2s(t->padded, g->padded, to);
