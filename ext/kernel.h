@@ -120,7 +120,7 @@ typedef struct {
 } bn_hadamard_args;
 typedef void bn_hadamard_fn(const bn_hadamard_args *a);
 
-/* transpose: y[col][row] = x[row][col]. */
+/* transpose: y[col][row] = x[row][col], bit for bit, whatever the bits stand for. */
 typedef struct {
     const float *x; /* (rows, x_stride) of which (rows, cols) are used */
     float *y;       /* (cols, y_stride) of which (cols, rows) are written */

@@ -163,19 +163,19 @@ static bn_panel_source plane_of(const bn_matmul *layer, const bn_matmul_desc *d,
 
 /* Panels of merged planes.  Where the weight is panels, they become rows first. */
 static const char *merge_panels(const bn_matmul *layer, const bn_matmul_desc *d, const bn_merge *merge,
-                                uint8_t *panels, int32_t *code_sum)
+                                uint32_t isas, uint8_t *panels, int32_t *code_sum)
 {
     const size_t rows_bytes = d->n * bn_row_bytes(d->k);
     uint8_t *rows = d->is_panels ? malloc(d->planes * rows_bytes) : NULL;
     const char *reason = d->is_panels && !rows ? no_memory : NULL;
 
     for (size_t plane = 0; rows && !reason && plane < d->planes; plane++) {
-        const bn_panel_source source = plane_of(layer, d, 0, plane);
+        const bn_panel_source source = plane_of(layer, d, isas, plane);
         reason = bn_panel_rows(&source, rows + plane * rows_bytes);
     }
     if (!reason) {
         reason = bn_merge_build(merge, d->format, rows ? rows : d->weight, d->n, &layer->groups,
-                                d->threads, panels, code_sum);
+                                isas, d->threads, panels, code_sum);
     }
     free(rows);
     return reason;
@@ -200,7 +200,7 @@ static const char *fill_panels(bn_matmul *layer, const bn_matmul_desc *d, const 
     }
     layer->panels = in_place ? d->weight : panels;
     if (layer->code_bits != 2) {
-        return merge_panels(layer, d, merge, panels, code_sum);
+        return merge_panels(layer, d, merge, isas, panels, code_sum);
     }
     for (size_t plane = 0; !reason && plane < d->planes; plane++) {
         const bn_panel_source source = plane_of(layer, d, isas, plane);

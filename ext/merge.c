@@ -1,10 +1,17 @@
-/* Planes in integer ratio as one plane of wider codes. */
+/* Planes in integer ratio as one plane of wider codes.
+ *
+ * Method  Each output's codes are brought together, and then to the words of 4 bytes that it has in each
+ *         vector; those of 16 outputs are transposed as floats are, which are as long.
+ * Speed   Zen 5, 1024 x 2560 on a busy machine, Gweights/s: two planes to 4 bits 3.0, four to 8 bits 1.5. */
 #include "merge.h"
 
 #include <math.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "dispatch.h"
+#include "kernel.h"
 
 enum { MAX_CODE = 3, MAX_RATIO_4 = 5, MAX_RATIO_8 = 85, MAX_ZERO_POINT = 128 };
 
@@ -79,55 +86,35 @@ void bn_merge_zero_points(const bn_matmul_desc *d, const bn_merge *merge, float 
     }
 }
 
-/* Adds a plane to a row of merged codes. */
-static void add_plane(uint8_t *merged, const uint8_t *codes, size_t k, uint8_t ratio)
+/* Adds a plane of a row to its merged codes, whose groups are padded. */
+static void add_plane(uint8_t *merged, const uint8_t *codes, const bn_groups *groups, uint8_t ratio)
 {
-    for (size_t i = 0; i < k; i++) {
-        merged[i] = (uint8_t)(merged[i] + ratio * codes[i]);
-    }
-}
-
-/* 16 inputs of one output; `to` is its place in the first vector. */
-static void store_step(const uint8_t *codes, int bits, uint8_t *to)
-{
-    if (bits == 8) {
-        for (size_t vector = 0; vector < 4; vector++) {
-            memcpy(to + vector * BN_VECTOR, codes + 4 * vector, 4);
-        }
-        return;
-    }
-    for (size_t vector = 0; vector < 2; vector++) {
-        for (size_t j = 0; j < 4; j++) {
-            const uint8_t *at = codes + 8 * vector + j;
-            to[vector * BN_VECTOR + j] = (uint8_t)(at[0] | at[4] << 4);
+    for (size_t g = 0; g < groups->count; g++, merged += groups->stride, codes += groups->length) {
+        const size_t length = bn_group_length(groups, g);
+        for (size_t i = 0; i < length; i++) {
+            merged[i] = (uint8_t)(merged[i] + ratio * codes[i]);
         }
     }
 }
 
-/* One output's place in each step of a super-panel. */
-static void build_output(const uint8_t *codes, const bn_groups *groups, int bits, size_t step_bytes,
-                         uint8_t *to, int32_t *code_sum)
+static void sum_groups(const uint8_t *merged, const bn_groups *groups, int32_t *code_sum)
 {
-    for (size_t g = 0; g < groups->count; g++) {
+    for (size_t g = 0; g < groups->count; g++, merged += groups->stride) {
         const size_t length = bn_group_length(groups, g);
         int32_t sum = 0;
-
         for (size_t i = 0; i < length; i++) {
-            sum += codes[i];
+            sum += merged[i];
         }
-        if (code_sum) {
-            code_sum[g * BN_SUPER] = sum;
-        }
-        for (size_t i = 0; i < length; i += BN_STEP, to += step_bytes) {
-            uint8_t last[BN_STEP] = {0};
-            const uint8_t *step = codes + i;
-            if (length - i < BN_STEP) {
-                memcpy(last, step, length - i);
-                step = last;
-            }
-            store_step(step, bits, to);
-        }
-        codes += length;
+        code_sum[g * BN_SUPER] = sum;
+    }
+}
+
+/* The words of an output in vector `v` of each step (layout.h), one after the other. */
+static void gather_words(const uint8_t *merged, size_t steps, int bits, size_t v, uint8_t *words)
+{
+    for (size_t step = 0; step < steps; step++, merged += BN_STEP, words += 4) {
+        const uint32_t low = bn_load_word(merged + (bits == 8 ? 4 : 8) * v);
+        bn_store_word(words, bits == 8 ? low : low | bn_load_word(merged + 8 * v + 4) << 4);
     }
 }
 
@@ -140,48 +127,91 @@ typedef struct {
     const bn_groups *groups;
     uint8_t *panels;
     int32_t *code_sum;
+    bn_transpose_fn *transpose;
     _Atomic(const char *) reason; /* why one task failed */
 } job;
+
+/* What a task works with. */
+typedef struct {
+    uint8_t *words;  /* (vectors in a step, 16 outputs, steps) of 4 bytes */
+    uint8_t *merged; /* (padded) codes of one output */
+    uint8_t *codes;  /* (k) of one plane of it */
+} scratch;
+
+/* The merged codes of an output, zeros past n. */
+static void merge_output(job *j, size_t output, const scratch *t)
+{
+    const size_t k = j->groups->k, row_bytes = bn_formats[j->format].row_bytes(k);
+
+    memset(t->merged, 0, j->groups->padded);
+    for (size_t plane = 0; output < j->n && plane < j->merge->planes; plane++) {
+        const uint8_t *row = j->weight + (plane * j->n + output) * row_bytes;
+        const char *reason = bn_formats[j->format].unpack(row, k, t->codes);
+        if (reason) {
+            atomic_store(&j->reason, reason);
+        }
+        add_plane(t->merged, t->codes, j->groups, j->merge->ratio[plane]);
+    }
+}
+
+/* 16 outputs of a super-panel of this width; panel is their place in its first step. */
+static void build_panel(job *j, size_t first, size_t width, const scratch *t, uint8_t *panel,
+                        int32_t *code_sum)
+{
+    const int bits = j->merge->bits;
+    const size_t steps = j->groups->padded / BN_STEP, step_bytes = bn_step_bytes(bits);
+    const size_t vectors = step_bytes / BN_VECTOR;
+
+    for (size_t i = 0; i < BN_PANEL; i++) {
+        merge_output(j, first + i, t);
+        if (code_sum) {
+            sum_groups(t->merged, j->groups, code_sum + i);
+        }
+        for (size_t v = 0; v < vectors; v++) {
+            gather_words(t->merged, steps, bits, v, t->words + 4 * steps * (v * BN_PANEL + i));
+        }
+    }
+    for (size_t v = 0; v < vectors; v++) {
+        j->transpose(&(bn_transpose_args){
+            .x = (const float *)(const void *)(t->words + 4 * steps * v * BN_PANEL),
+            .y = (float *)(void *)(panel + v * BN_VECTOR),
+            .x_stride = steps,
+            .y_stride = width * step_bytes / 4,
+            .rows = BN_PANEL,
+            .cols = steps,
+        });
+    }
+}
 
 static void build_super(void *arg, size_t super)
 {
     job *j = arg;
-    const size_t k = j->groups->k, row_bytes = bn_formats[j->format].row_bytes(k);
+    const size_t k = j->groups->k, padded = j->groups->padded;
     const size_t width = bn_super_width(j->n, super), step_bytes = bn_step_bytes(j->merge->bits);
     const size_t sums = j->groups->count * BN_SUPER;
     int32_t *code_sum = j->code_sum ? j->code_sum + super * sums : NULL;
     uint8_t *panel = j->panels + bn_super_offset(super, j->groups, j->merge->bits);
-    uint8_t *merged = malloc(2 * k);
+    const size_t words = padded / BN_STEP * step_bytes;
+    uint8_t *memory = malloc(words + padded + k);
 
-    if (!merged) {
+    if (!memory) {
         atomic_store(&j->reason, "out of memory for the packed weights");
         return;
     }
+    const scratch t = {memory, memory + words, memory + words + padded};
     for (size_t i = 0; code_sum && i < sums; i++) { /* those past the last panel, too */
         code_sum[i] = 0;
     }
-    for (size_t lane = 0; lane < width * BN_PANEL; lane++) {
-        const size_t output = super * BN_SUPER + lane;
-
-        memset(merged, 0, k);
-        for (size_t plane = 0; output < j->n && plane < j->merge->planes; plane++) {
-            const uint8_t *row = j->weight + (plane * j->n + output) * row_bytes;
-            const char *reason = bn_formats[j->format].unpack(row, k, merged + k);
-            if (reason) {
-                atomic_store(&j->reason, reason);
-            }
-            add_plane(merged, merged + k, k, j->merge->ratio[plane]);
-        }
-        build_output(merged, j->groups, j->merge->bits, width * step_bytes,
-                     panel + lane / BN_PANEL * step_bytes + lane % BN_PANEL * 4,
-                     code_sum ? code_sum + lane : NULL);
+    for (size_t p = 0; p < width; p++) {
+        build_panel(j, super * BN_SUPER + p * BN_PANEL, width, &t, panel + p * step_bytes,
+                    code_sum ? code_sum + p * BN_PANEL : NULL);
     }
-    free(merged);
+    free(memory);
 }
 
 const char *bn_merge_build(const bn_merge *merge, bn_format format, const uint8_t *weight, size_t n,
-                           const bn_groups *groups, bn_threads threads, uint8_t *panels,
-                           int32_t *code_sum)
+                           const bn_groups *groups, uint32_t isas, bn_threads threads,
+                           uint8_t *panels, int32_t *code_sum)
 {
     job j = {.merge = merge,
              .format = format,
@@ -189,7 +219,8 @@ const char *bn_merge_build(const bn_merge *merge, bn_format format, const uint8_
              .n = n,
              .groups = groups,
              .panels = panels,
-             .code_sum = code_sum};
+             .code_sum = code_sum,
+             .transpose = (bn_transpose_fn *)bn_find("transpose", "f32", isas)->fn};
 
     atomic_init(&j.reason, NULL);
     bn_run_tasks(threads, build_super, bn_super_panels(n), &j);

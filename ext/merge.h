@@ -31,7 +31,7 @@ void bn_merge_zero_points(const bn_matmul_desc *desc, const bn_merge *merge, flo
 /* Panels of merged planes: weight is (planes, n, row_bytes) canonical bytes, threads share the
  * work, and the rest is as in bn_panel_build, but that padding and outputs past n have code 0. */
 const char *bn_merge_build(const bn_merge *merge, bn_format format, const uint8_t *weight, size_t n,
-                           const bn_groups *groups, bn_threads threads, uint8_t *panels,
-                           int32_t *code_sum);
+                           const bn_groups *groups, uint32_t isas, bn_threads threads,
+                           uint8_t *panels, int32_t *code_sum);
 
 #endif

@@ -76,6 +76,7 @@ cdef extern from "merge.h" nogil:
         const uint8_t *weight,
         size_t n,
         const bn_groups *groups,
+        uint32_t isas,
         bn_threads threads,
         uint8_t *panels,
         int32_t *code_sum,

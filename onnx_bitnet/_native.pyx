@@ -229,7 +229,7 @@ def panels(const uint8_t[:, ::1] weight, size_t k, size_t block_size=0, format="
     return np.asarray(out), np.asarray(code_sum)
 
 
-def merged_panels(const uint8_t[:, :, ::1] weight, ratio, size_t k, size_t block_size=0, *, int bits):
+def merged_panels(const uint8_t[:, :, ::1] weight, ratio, size_t k, size_t block_size=0, *, int bits, isa=None):
     """Return the panels of planes merged to one of wider codes, and the sums of these, see ext/merge.h.
 
     Args:
@@ -238,6 +238,7 @@ def merged_panels(const uint8_t[:, :, ::1] weight, ratio, size_t k, size_t block
         k: inputs.
         block_size: inputs that share a scale; 0 means all of k.
         bits: of a merged code, 4 or 8, that must hold 3 * sum(ratio).
+        isa: as in `allowed_isas`.
 
     Returns:
         uint8 (bytes,) and int32 (super-panels, groups, 64).
@@ -259,11 +260,12 @@ def merged_panels(const uint8_t[:, :, ::1] weight, ratio, size_t k, size_t block
     cdef int32_t[:, :, ::1] code_sum = np.empty((bn_super_panels(n), groups.count, BN_SUPER), np.int32)
     cdef bn_format layout = _format("i2s")
     cdef bn_threads threads
+    cdef uint32_t isas = _allowed(isa)
     cdef const char *reason
     threads.run = NULL
     with nogil:
         reason = bn_merge_build(
-            &merge, layout, &weight[0, 0, 0], n, &groups, threads, &out[0], &code_sum[0, 0, 0]
+            &merge, layout, &weight[0, 0, 0], n, &groups, isas, threads, &out[0], &code_sum[0, 0, 0]
         )
     if reason != NULL:
         raise ValueError(reason.decode())
