@@ -1,7 +1,8 @@
 /* Runs packed layers without Python and compares them with the answers in a file; run_portable.py
  * makes the file and builds this program, for this machine or another one.  The layers run once
  * for each instruction set that is compiled in, allowed by ONNX_BITNET_ISA and present here, with
- * nothing stronger; before that, the self-check is tried on good and on broken kernels.
+ * nothing stronger; before that, the self-check is tried on good and on broken kernels, and hadamard,
+ * which no layer has, on rows of its own.
  *
  * The file: one bn_case after the other, each followed by weight, scale, zero_point, bias, x, y. */
 #include <math.h>
@@ -178,6 +179,49 @@ static int run_self_check(uint32_t allowed)
     return good;
 }
 
+/* ---- hadamard --------------------------------------------------------------------------------- */
+
+/* Every kernel gives the bits of the scalar one: blocks in registers and beyond, a row's end that fills
+ * no register, and y that is x. */
+static int run_hadamard(uint32_t allowed)
+{
+    enum { MOST = 3 * 1024 };
+    size_t count = 0;
+    const bn_kernel *kernels = bn_kernels(&count);
+    float *x = malloc(MOST * sizeof *x), *signs = malloc(MOST * sizeof *signs);
+    int good = x && signs;
+
+    for (size_t i = 0; good && i < MOST; i++) {
+        x[i] = sinf((float)(i * i % 997)); /* sums of which are rounded */
+        signs[i] = i * i % 7 < 3 ? 1.0f : -1.0f;
+    }
+    for (size_t i = 0; good && i < count; i++) {
+        if (strcmp(kernels[i].op, "hadamard") != 0 || !(allowed >> kernels[i].isa & 1)) {
+            continue;
+        }
+        for (size_t block = 1; block <= MOST / 3; block *= 2) {
+            const size_t bytes = 3 * block * sizeof *x; /* exactly, so that sanitizers see more */
+            float *y = malloc(bytes), *expected = malloc(bytes);
+            if (y && expected) {
+                bn_hadamard_args args = {x, signs, expected, 1, 3 * block, block};
+                bn_hadamard_f32_scalar(&args);
+                memcpy(y, x, bytes);
+                args.x = args.y = y;
+                ((bn_hadamard_fn *)kernels[i].fn)(&args);
+            }
+            if (!y || !expected || memcmp(y, expected, bytes) != 0) {
+                printf("hadamard %s is wrong with blocks of %zu\n", bn_isa_name(kernels[i].isa), block);
+                good = 0;
+            }
+            free(y);
+            free(expected);
+        }
+    }
+    free(x);
+    free(signs);
+    return good;
+}
+
 int main(int argc, char **argv)
 {
     FILE *file = argc == 2 ? fopen(argv[1], "rb") : NULL;
@@ -189,7 +233,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "%s\n", reason ? reason : "usage: portable FILE");
         return 2;
     }
-    good = run_self_check(allowed);
+    good = run_self_check(allowed) & run_hadamard(allowed);
     for (int isa = 0; isa < BN_ISA_COUNT; isa++) {
         uint32_t isas = 0;
         if ((allowed >> isa & 1) && !bn_isas_up_to(bn_isa_name((bn_isa)isa), &isas)) {
