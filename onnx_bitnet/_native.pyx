@@ -229,7 +229,9 @@ def panels(const uint8_t[:, ::1] weight, size_t k, size_t block_size=0, format="
     return np.asarray(out), np.asarray(code_sum)
 
 
-def merged_panels(const uint8_t[:, :, ::1] weight, ratio, size_t k, size_t block_size=0, *, int bits, isa=None):
+def merged_panels(
+    const uint8_t[:, :, ::1] weight, ratio, size_t k, size_t block_size=0, *, int bits, isa=None
+):
     """Return the panels of planes merged to one of wider codes, and the sums of these, see ext/merge.h.
 
     Args:

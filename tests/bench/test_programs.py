@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import shutil
@@ -155,3 +156,19 @@ def test_fused_layers_are_timed_beside_the_same_apart():
         "fusion.py", "--k", 64, "--n", 32, 16, "--rows", 1, 3, "--threads", 1, "--seconds", 0.01
     ).splitlines()
     assert [line.split(" | ")[1] for line in shown if line.startswith("| 1 ")] == ["1", "3"]
+
+
+def test_a_sweep_times_every_size(tmp_path):
+    shown = run("sweep.py", "--axes", "M", "--most", 3, "--rounds", 1, "--json", tmp_path / "sweep.json")
+    assert "of 3 sizes are more than 1.5 times off their curve" in shown
+    points = json.loads((tmp_path / "sweep.json").read_text())["points"]
+    assert [point["m"] for point in points] == [1, 2, 3]
+    assert min(point["us"] for point in points) > 0
+
+
+def test_a_sweep_finds_cliffs(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH))
+    sweep = importlib.import_module("sweep")
+    assert sweep.off_curve([1, 2, 4], [10, 20, 40]) == pytest.approx([0.5, 1, 1])
+    assert sweep.off_curve([1, 2, 4, 8], [10, 40, 40, 80]) == pytest.approx([0.25, 2, 2**-0.5, 1])
+    assert sweep.off_curve([1, 2, 3], [10, 11, 5])[:2] == pytest.approx([2, 2.2])
