@@ -28,7 +28,7 @@ from onnx_bitnet.recipe import Recipe
 from onnx_bitnet.report import KEPT, Layer, Reason, Report
 from onnx_bitnet.rewrite.cleanup import cleanup
 from onnx_bitnet.rewrite.fuse import Placed, fuse
-from onnx_bitnet.rewrite.plain import restore, spell_out
+from onnx_bitnet.rewrite.plain import Plain, restore, spell_out
 from onnx_bitnet.rewrite.records import Activations, Linear, Refusal
 from onnx_bitnet.rewrite.replace import Shared
 from onnx_bitnet.rewrite.scan import prepare, scan
@@ -304,6 +304,7 @@ def _step(
         detail=decision.format_reason,
         format=stored.format,
         granularity=quantized.granularity,
+        scale_type="" if isinstance(stored, Plain) else stored.scale.dtype.name,
         planes=quantized.planes,
         activation_bits=decision.activation_bits,
         activation_scale=decision.activation_scale,

@@ -24,6 +24,7 @@ ROUNDINGS = ("auto", "absmean", "twn", "mse", "weighted", "gptq")
 MEASURED_ROUNDINGS = ROUNDINGS[4:]
 # "dynamic": each row by its own peak; the others: one step for all rows, from calibration, see ranges.py.
 ACTIVATION_SCALES = ("dynamic", "minmax", "percentile", "mse", "kl", "moving-average")
+SCALE_TYPES = ("auto", "float32", "float16", "bfloat16")
 ACTIONS = ("keep", "int4", "int8")
 TARGETS = ("custom", "ort", "simulate", "float")
 _CHOICES: Mapping[str, tuple[object, ...]] = {
@@ -32,6 +33,7 @@ _CHOICES: Mapping[str, tuple[object, ...]] = {
     "rounding": ROUNDINGS,
     "planes": (1, 2, 3, 4),
     "levels": (3, 4, 9),
+    "scale_type": SCALE_TYPES,
     "activation_bits": ("auto", 8, 16, 32),
     "activation_scale": ACTIVATION_SCALES,
 }
@@ -39,6 +41,7 @@ _OVERRIDABLE = (
     "mode",
     "format",
     "granularity",
+    "scale_type",
     "rounding",
     "planes",
     "levels",
@@ -60,8 +63,8 @@ class Rule:
         op_type: ONNX operator the layer was exported as, for example `Gemm`.
         min_size: smallest number of weights.
         action: `keep` leaves the layer float; `int4` and `int8` store 4- or 8-bit codes as planes of i2s.
-        overrides: recipe fields for these layers: mode, format, granularity, rounding, planes, levels,
-            activation_bits, activation_scale, rotation, offset.
+        overrides: recipe fields for these layers: mode, format, granularity, scale_type, rounding, planes,
+            levels, activation_bits, activation_scale, rotation, offset.
         scale: step between two codes in place of one that is fitted: a positive number for the weight,
             or one for each output. The layers are packed in one plane, or as integers by the action; for
             these it is rounded to 16 significant bits.
@@ -142,6 +145,10 @@ class Recipe:
         layout: `panel` stores i2s codes in the order in which kernels read them, which they then do where the
             file is mapped: a session starts at once and keeps no copy, but runs slower from small pages.
         granularity: what shares a scale: `tensor`, `channel`, `block:128`, or `auto`.
+        scale_type: `float32`, `float16` or `bfloat16`; codes are chosen for scales so rounded, which are
+            stored as float32, or as float16 where they fit it. `auto` is float16 for blocks, float32
+            otherwise. Where a scale is no normal number of the type, or a weight is exactly ternary and a
+            scale is not the same in it, all of the layer's are float32.
         rounding: how codes and scales are chosen for weights that are not ternary:
             `absmean` (BitNet b1.58), `twn` (Ternary Weight Networks), `mse` (exact optimum); with calibration
             data also `weighted` (the optimum weighted by how large each input is) and `gptq` (codes make good
@@ -181,6 +188,7 @@ class Recipe:
     format: str = "auto"
     layout: str = "canonical"
     granularity: str = "auto"
+    scale_type: str = "auto"
     rounding: str = "auto"
     planes: int = 1
     levels: int = 3

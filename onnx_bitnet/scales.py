@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from onnx_bitnet import _native, recipe
+from onnx_bitnet.scale_types import nearest
 
 T = TypeVar("T")
 
@@ -54,7 +55,7 @@ def fit_planes(
     *,
     levels: int,
     planes: int,
-    scale_type: type[np.floating],
+    scale_type: type,
 ) -> np.ndarray | None:
     """Return the steps of all planes, each fitted to what the planes before it leave.
 
@@ -64,7 +65,7 @@ def fit_planes(
     steps = np.empty((0, rows, group_count(weight, granularity), 4), np.float32)
     for _ in range(planes):
         if rounding == "mse":
-            scale = _store(_least_squares(weight, steps, granularity, levels), scale_type)
+            scale = nearest(_least_squares(weight, steps, granularity, levels), scale_type)
             step = _nearest(scale, levels)
         else:
             step = _fit_mean(weight, steps, granularity, rounding, levels, scale_type)
@@ -111,24 +112,13 @@ def _nearest(scale: np.ndarray, levels: int) -> np.ndarray:
     return np.stack([np.sign(scale), size * np.float32(0.5), high, scale], axis=-1)
 
 
-def _store(scale: np.ndarray, scale_type: type[np.floating]) -> np.ndarray:
-    """Round float32 scales to a type; NaN where the result is neither normal nor 0."""
-    if scale_type is np.float32:
-        return scale
-    with np.errstate(over="ignore"):
-        stored = scale.astype(scale_type).astype(np.float32)
-    limits = np.finfo(scale_type)
-    fits = (np.abs(stored) >= limits.smallest_normal) & (np.abs(stored) <= limits.max) | (scale == 0)
-    return np.where(fits, stored, np.float32(np.nan))
-
-
 def _fit_mean(
     weight: np.ndarray,
     steps: np.ndarray,
     granularity: str,
     rounding: str,
     levels: int,
-    scale_type: type[np.floating],
+    scale_type: type,
 ) -> np.ndarray:
     """Fit the next plane by the rules that start from mean|w|: absmean and twn."""
     moments = _moments(weight, steps, granularity)
@@ -136,7 +126,7 @@ def _fit_mean(
     flip = (levels == 4) & (-moments[..., 1] > moments[..., 2])
     sign = np.where(flip, np.float32(-1), np.float32(1))
     if rounding == "absmean":
-        scale = _store(sign * np.maximum(mean, np.float32(1e-5)), scale_type)
+        scale = nearest(sign * np.maximum(mean, np.float32(1e-5)), scale_type)
         factor, low = np.float32(1) / scale, np.full_like(mean, 0.5)
     else:
         factor, low = sign, np.float32(0.7) * mean
@@ -145,7 +135,7 @@ def _fit_mean(
     if rounding == "twn":
         trial = np.stack([factor, low, high, low], axis=-1)
         a, b = _products(weight, np.concatenate([steps, trial[None]]), granularity)
-        scale = _store((sign * a / np.maximum(b, 1)).astype(np.float32), scale_type)
+        scale = nearest((sign * a / np.maximum(b, 1)).astype(np.float32), scale_type)
     step = np.stack([factor, low, high, scale], axis=-1)
     step[moments[..., 0] == 0] = [0, 0, np.inf, 0]
     return step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -83,6 +84,50 @@ def test_integers_equal_the_oracle(granularity, bits, dtype):
     assert np.array_equal(packed.dequantize(), decode(packed))
 
 
+@pytest.mark.parametrize("name", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("rounding", [*ROUNDINGS, "int4", "int8"])
+def test_codes_are_chosen_for_scales_of_the_type_asked_for(rounding, granularity, name):
+    weight = normal((9, 160), size=0.5)
+    bits = {"int4": 4, "int8": 8}.get(rounding, 0)
+    spec = LayerSpec(granularity=granularity, scale_type=name)
+    kind = ml_dtypes.bfloat16 if name == "bfloat16" else np.dtype(name).type
+    if bits:
+        packed = quantize_layer(weight, replace(spec, integer_bits=bits))
+        codes, scale, _ = reference.quantize_integer(weight, granularity, bits, kind)
+    else:
+        packed = quantize_layer(weight, replace(spec, rounding=rounding))
+        codes, scale = reference.quantize_weight(weight, granularity, rounding, scale_type=kind)
+    assert packed.scale.dtype == (np.float32 if name == "float32" else np.float16)
+    assert packed.zero_point.dtype == packed.scale.dtype
+    assert np.array_equal(packed.scale.astype(np.float32), scale.astype(np.float32))
+    assert np.array_equal(packed.scale.astype(kind).astype(np.float32), packed.scale.astype(np.float32))
+    assert np.array_equal(packed.codes(), codes)
+
+
+@pytest.mark.parametrize("bits", [0, 4, 8])
+def test_scales_that_a_type_cannot_hold_are_float32(bits):
+    for size in (1e-6, 1e6):
+        spec = LayerSpec(granularity="channel", integer_bits=bits, scale_type="float16")
+        assert quantize_layer(normal((4, 64), size=size), spec).scale.dtype == np.float32
+        packed = quantize_layer(normal((4, 64), size=size), replace(spec, scale_type="bfloat16"))
+        assert packed.scale.dtype == np.float32
+        assert np.array_equal(packed.scale.astype(ml_dtypes.bfloat16).astype(np.float32), packed.scale)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("name", ["auto", "float32", "float16", "bfloat16"])
+def test_ternary_weights_are_lossless_whatever_the_scale_type(name, dtype):
+    for granularity in ("tensor", "channel", "block:32", "block:128"):
+        weight = ternary((40, 256), granularity, dtype)
+        packed = quantize_layer(weight, replace(LayerSpec(scale_type=name), exact=detect(weight)))
+        assert packed.lossless
+        assert np.array_equal(packed.dequantize().astype(dtype), weight)
+        half = name in ("float16", "bfloat16") or (name == "auto" and granularity.startswith("block"))
+        if dtype is np.float16:
+            assert packed.scale.dtype == (np.float16 if half else np.float32)
+
+
 @pytest.mark.parametrize(("levels", "grid"), [(3, (-1, 0, 1)), (4, (-1, 0, 1, 2))])
 def test_mse_is_the_optimum_over_all_codes(levels, grid):
     for seed in range(20):
@@ -138,8 +183,8 @@ def test_integers_are_within_half_a_step(weight, bits):
     step = np.repeat(packed.scale[-1].astype(np.float32), packed.block_size or packed.k, axis=1)[
         :, : packed.k
     ]
-    # The step is rounded by at most 2^-11, and with it the largest weight by 2^(bits - 1) times as much.
-    assert np.all(np.abs(packed.dequantize() - weight) <= step * (0.5 + 2.0 ** (bits - 12)) + 1e-12)
+    # The step is rounded up, so nothing is clipped.
+    assert np.all(np.abs(packed.dequantize() - weight) <= step * (0.5 + 2.0 ** (bits - 24)) + 1e-12)
 
 
 def test_more_planes_leave_less():
