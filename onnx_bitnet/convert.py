@@ -21,6 +21,7 @@ from onnx_bitnet.calibrate import Calibration
 from onnx_bitnet.compensate import Moments
 from onnx_bitnet.decide import Keep, check_rules, decide, keep_unseen, way
 from onnx_bitnet.errors import DataError, EvaluationError, Refused
+from onnx_bitnet.floats import Floats, quantize_floats
 from onnx_bitnet.formats import panel_shape
 from onnx_bitnet.moments import Inputs, measuring
 from onnx_bitnet.quantize import LayerSpec, Quantized, quantize_layer
@@ -325,16 +326,17 @@ class _Done:
 
     def __init__(self, spill: Spill) -> None:
         self._spill = spill
-        self._stored: dict[Hashable, tuple[str, Quantized, Stored]] = {}
+        self._stored: dict[Hashable, tuple[str, Quantized | Floats, Stored]] = {}
 
     def store(
         self, array: np.ndarray, linear: Linear, spec: LayerSpec, moments: Moments | None, target: str
-    ) -> tuple[str | None, Quantized, Stored]:
+    ) -> tuple[str | None, Quantized | Floats, Stored]:
         """Return the name of the layer that had this weight first, if any, the weight, and its form."""
         key = (linear.weight.key, spec.settings)
         if key in self._stored:
             return self._stored[key]
-        quantized = self._spill.keep_arrays(quantize_layer(array, spec, moments))
+        made = quantize_floats(array, spec) if spec.float_type else quantize_layer(array, spec, moments)
+        quantized = self._spill.keep_arrays(made)
         stored = store(quantized, linear, spec, target)
         if stored is not quantized:
             stored = self._spill.keep_arrays(stored)

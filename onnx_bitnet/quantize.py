@@ -149,6 +149,7 @@ class LayerSpec:
         scale: given scales, one or one for each output; none for those that `rounding` finds.
         rotation: most of the block size of a Hadamard transform, 0 for none; the weight comes rotated.
         offset: each group has a zero point of its own.
+        float_type: `fp8e4m3`, `fp8e5m2` or `fp4e2m1` for such floats in place of codes, see floats.py.
         scale_type: `auto`, `float32`, `float16` or `bfloat16`, see recipe.Recipe.
         exact: what `detect` found; then the fields from granularity to levels and integer_bits do nothing.
         format_reason: why this format, where the recipe did not name it.
@@ -167,6 +168,7 @@ class LayerSpec:
     rotation: int = 0
     offset: bool = False
     scale_type: str = "auto"
+    float_type: str = ""
     exact: Exact | None = dataclasses.field(default=None, compare=False)
     format_reason: str = dataclasses.field(default="", compare=False)
 
@@ -196,7 +198,7 @@ class LayerSpec:
         return (
             *(self.format, self.granularity, self.rounding, self.planes, self.levels),
             *(self.integer_bits, self.dynamic_int8, self.scale, self.rotation, self.offset),
-            self.scale_type,
+            *(self.scale_type, self.float_type),
         )
 
     @property
@@ -218,7 +220,11 @@ class LayerSpec:
     @property
     def settled_granularity(self) -> str:
         """What shares a scale, with `auto` settled, for a weight that is not exactly ternary."""
-        return _DEFAULT_GRANULARITY[self.integer_bits] if self.granularity == "auto" else self.granularity
+        if self.granularity != "auto":
+            return self.granularity
+        if self.float_type:
+            return "block:32" if self.float_type.startswith("fp4") else "channel"
+        return _DEFAULT_GRANULARITY[self.integer_bits]
 
 
 def quantize(weight: np.ndarray, recipe: Recipe | Mapping[str, Any] | None = None) -> Quantized:

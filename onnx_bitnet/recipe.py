@@ -25,7 +25,9 @@ MEASURED_ROUNDINGS = ROUNDINGS[4:]
 # "dynamic": each row by its own peak; the others: one step for all rows, from calibration, see ranges.py.
 ACTIVATION_SCALES = ("dynamic", "minmax", "percentile", "mse", "kl", "moving-average")
 SCALE_TYPES = ("auto", "float32", "float16", "bfloat16")
-ACTIONS = ("keep", "int4", "int8")
+INTEGER_ACTIONS = ("int4", "int8")
+FLOAT_ACTIONS = ("fp8e4m3", "fp8e5m2", "fp4e2m1")
+ACTIONS = ("keep", *INTEGER_ACTIONS, *FLOAT_ACTIONS)
 TARGETS = ("custom", "ort", "simulate", "float")
 _CHOICES: Mapping[str, tuple[object, ...]] = {
     "mode": MODES,
@@ -62,7 +64,9 @@ class Rule:
         match: glob on the layer name (`*attention*`), or a regular expression after `re:`.
         op_type: ONNX operator the layer was exported as, for example `Gemm`.
         min_size: smallest number of weights.
-        action: `keep` leaves the layer float; `int4` and `int8` store 4- or 8-bit codes as planes of i2s.
+        action: `keep` leaves the layer float; `int4` and `int8` store 4- or 8-bit codes as planes of i2s;
+            `fp8e4m3`, `fp8e5m2` and `fp4e2m1` round to such floats times scales (per output, fp4 in blocks of
+            32): with target `simulate`, and 8 bits with `ort`, whose MatMul then computes in float.
         overrides: recipe fields for these layers: mode, format, granularity, scale_type, rounding, planes,
             levels, activation_bits, activation_scale, rotation, offset.
         scale: step between two codes in place of one that is fitted: a positive number for the weight,
@@ -79,13 +83,16 @@ class Rule:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", _scale(self.match, self.scale))
-        if self.scale is not None and (self.action == "keep" or "granularity" in self.overrides):
-            raise RecipeError(f"rule {self.match!r}: a scale goes with neither keep nor a granularity")
+        no_scale = ("keep", *FLOAT_ACTIONS)
+        if self.scale is not None and (self.action in no_scale or "granularity" in self.overrides):
+            raise RecipeError(
+                f"rule {self.match!r}: a scale goes with neither {', '.join(no_scale)} nor a granularity"
+            )
         if self.action is not None and self.action not in ACTIONS:
             raise RecipeError(
                 f"rule {self.match!r}: unknown action {self.action!r}; use one of {', '.join(ACTIONS)}"
             )
-        if self.action in ("int4", "int8"):
+        if self.action in INTEGER_ACTIONS:
             check_layer_fields({"levels": 4, "format": self.overrides.get("format", "i2s")})
         for key in self.overrides:
             if key not in _OVERRIDABLE:
@@ -225,10 +232,27 @@ class Recipe:
         if self.target == "ort" and any(scale not in (None, "dynamic") for scale in scales):
             raise RecipeError("target 'ort' has no static activation scales; leave activation_scale dynamic")
         for rule in self.rules:
-            if self.mode == "lossless" and (rule.action in ("int4", "int8") or "mode" in rule.overrides):
+            self._check_floats(rule)
+            changes = rule.action in (*INTEGER_ACTIONS, *FLOAT_ACTIONS) or "mode" in rule.overrides
+            if self.mode == "lossless" and changes:
                 raise RecipeError(
                     f"rule {rule.match!r}: mode 'lossless' changes no value; use mode 'auto' with this rule"
                 )
+
+    def _check_floats(self, rule: Rule) -> None:
+        """Refuse floats for which there is no kernel."""
+        if rule.action not in FLOAT_ACTIONS:
+            return
+        if self.target == "custom":
+            raise RecipeError(
+                f"rule {rule.match!r}: the packed ops hold no {rule.action}; use int8 or int4, or target "
+                "'simulate' or 'ort'"
+            )
+        if self.target == "ort" and rule.action == "fp4e2m1":
+            raise RecipeError(
+                f"rule {rule.match!r}: onnxruntime (up to 1.31) has no CPU kernel for fp4e2m1; use int4, or "
+                "target 'simulate'"
+            )
 
     def _check_goals(self) -> None:
         for name, most in (("min_cosine", 1.0), ("min_sqnr", math.inf)):

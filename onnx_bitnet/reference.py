@@ -530,6 +530,25 @@ def quantize_integer(
     )
 
 
+def dequantize_linear(weight: np.ndarray, scale: np.ndarray, block_size: int, rows: slice) -> np.ndarray:
+    """Decode some outputs of a weight behind DequantizeLinear.
+
+    Args:
+        weight: (K, N), of any type.
+        scale: float32 (), (N,), or (ceil(K / block_size), N) with blocks.
+        block_size: inputs that share a scale; 0 for all.
+        rows: which outputs.
+
+    Returns:
+        float32 (rows, K).
+    """
+    v = weight[:, rows].astype(np.float32)
+    s = scale[..., rows] if scale.ndim else scale
+    group = np.arange(len(v)) // block_size if block_size else 0
+    decoded: np.ndarray = v * (s[group] if s.ndim == 2 else s)
+    return decoded.T
+
+
 def dequantize_nbits(weight: np.ndarray, scale: np.ndarray, bits: int, k: int) -> np.ndarray:
     """Decode a weight of onnxruntime's MatMulNBits without zero points.
 

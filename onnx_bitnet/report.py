@@ -81,7 +81,7 @@ class Layer:
         reason: why it was left, None if it was converted.
         detail: the reason's particulars in words; of a converted layer, why it has this format.
         format: canonical format of the packed weight; for other targets `nbits2`, `nbits4` and `nbits8`
-            (MatMulNBits), `int8` (DynamicQuantizeMatMul), `float32` or `float16`.
+            (MatMulNBits), `int8` (DynamicQuantizeMatMul), `fp8e4m3`, `fp8e5m2`, `float32` or `float16`.
         granularity: `tensor`, `channel` or `block:B`.
         scale_type: type in which its scales are stored, `float32` or `float16`; empty if it has none.
         planes: planes of codes.

@@ -15,7 +15,7 @@ STACK = [
     ["scales", "activations", "grids", "rotation"],
     ["compensate"],
     ["quantize", "ranges"],
-    ["nbits"],
+    ["nbits", "floats"],
     ["rewrite", "runtime", "torch", "weights"],
     ["sources", "feeds", "inputs", "random_feeds", "replay"],
     [
