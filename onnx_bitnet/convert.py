@@ -25,7 +25,7 @@ from onnx_bitnet.floats import Floats, quantize_floats
 from onnx_bitnet.formats import panel_shape
 from onnx_bitnet.moments import Inputs, measuring
 from onnx_bitnet.quantize import LayerSpec, Quantized, quantize_layer
-from onnx_bitnet.recipe import Recipe
+from onnx_bitnet.recipe import Recipe, block_rows
 from onnx_bitnet.report import KEPT, Layer, Reason, Report
 from onnx_bitnet.rewrite.cleanup import cleanup
 from onnx_bitnet.rewrite.fuse import Placed, fuse
@@ -304,7 +304,7 @@ def _step(
         k=weight.k,
         detail=decision.format_reason,
         format=stored.format,
-        granularity=quantized.granularity,
+        granularity=_granularity(quantized, decision),
         scale_type="" if isinstance(stored, Plain) else stored.scale.dtype.name,
         planes=quantized.planes,
         activation_bits=decision.activation_bits,
@@ -342,6 +342,12 @@ class _Done:
             stored = self._spill.keep_arrays(stored)
         self._stored[key] = (linear.name, quantized, stored)
         return None, quantized, stored
+
+
+def _granularity(quantized: Quantized | Floats, spec: LayerSpec) -> str:
+    """What shares a scale; several outputs may, though each has it in the file."""
+    shared = spec.exact is None and block_rows(spec.settled_granularity) > 1
+    return spec.settled_granularity if shared else quantized.granularity
 
 
 def _padding(stored: Stored, layout: str) -> int:

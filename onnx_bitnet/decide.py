@@ -13,7 +13,7 @@ from onnx_bitnet.errors import RecipeError
 from onnx_bitnet.nearly import nearly
 from onnx_bitnet.quantize import LayerSpec, check_weight, detect
 from onnx_bitnet.ranges import activation_step
-from onnx_bitnet.recipe import FLOAT_ACTIONS, MEASURED_ROUNDINGS, Recipe, Rule
+from onnx_bitnet.recipe import FLOAT_ACTIONS, MEASURED_ROUNDINGS, Recipe, Rule, block_rows
 from onnx_bitnet.report import Reason
 from onnx_bitnet.rewrite.origins import opset_version
 from onnx_bitnet.rewrite.records import Linear, Refusal
@@ -156,7 +156,8 @@ def _as_floats(action: str, linear: Linear, recipe: Recipe) -> LayerSpec | Keep:
 
 def _with_data(spec: LayerSpec, recipe: Recipe, measured: bool) -> LayerSpec:
     """Settle what depends on data being there."""
-    if measured and recipe.rounding == "auto":
+    by_output = block_rows(spec.settled_granularity) == 1
+    if measured and recipe.rounding == "auto" and by_output:
         spec = replace(spec, rounding="gptq")
     if not spec.measured:
         if spec.needs_data:
@@ -164,7 +165,7 @@ def _with_data(spec: LayerSpec, recipe: Recipe, measured: bool) -> LayerSpec:
         return spec
     if not measured:
         return replace(spec, rounding="mse", format_reason=f"rounding mse: {OUT_OF_REACH}")
-    if spec.granularity == "tensor":
+    if spec.granularity == "tensor" or not by_output:
         raise RecipeError(f"rounding {spec.rounding!r} fits each output; use granularity channel or block:B")
     return spec
 

@@ -89,9 +89,7 @@ def quantize_floats(weight: np.ndarray, spec: LayerSpec) -> Floats:
     """
     n, k = weight.shape
     granularity = spec.settled_granularity
-    block_size = scales.block_size(granularity)
-    if block_size >= k:
-        block_size = 0
+    block_size = scales.stored_block_size(granularity, k)
     scale = _scales(weight, spec, granularity)
     bits = np.empty((k, n), np.uint8)
     largest = np.float32(_LARGEST[spec.float_type])

@@ -18,7 +18,7 @@ from onnx_bitnet.compensate import Moments, Problem, fit
 from onnx_bitnet.errors import ModelError, RecipeError
 from onnx_bitnet.formats import FORMATS, Format
 from onnx_bitnet.kernels import check_environment
-from onnx_bitnet.recipe import MEASURED_ROUNDINGS, Recipe, rotation_size
+from onnx_bitnet.recipe import MEASURED_ROUNDINGS, Recipe, block_rows, rotation_size
 
 WEIGHT_TYPES = ("float32", "float16", "bfloat16")
 _WHY_I2S = "i2s loads fastest and all formats run at the same speed; tl2 and t5 make smaller files"
@@ -138,7 +138,8 @@ class LayerSpec:
 
     Args:
         format: name of the byte layout, see formats.py.
-        granularity: what shares a scale: `tensor`, `channel`, `block:B`, or `auto` for what suits the bits.
+        granularity: what shares a scale: `tensor`, `channel`, `block:B`, `block:RxB`, or `auto` for what
+            suits the bits.
         rounding: `absmean`, `twn`, `mse`, `weighted` or `gptq`, see recipe.Recipe.
         planes: 1 to 4.
         levels: 3, 4 or 9.
@@ -325,7 +326,7 @@ def quantize_layer(weight: np.ndarray, spec: LayerSpec, moments: Moments | None 
     if spec.exact is not None:
         return _pack_exact(weight, spec, spec.exact)
     granularity = spec.settled_granularity
-    if scales.block_size(granularity) >= weight.shape[1]:
+    if scales.block_size(granularity) >= weight.shape[1] and block_rows(granularity) == 1:
         granularity = "channel"
     if spec.measured:
         assert moments is not None
@@ -347,7 +348,7 @@ def quantize_layer(weight: np.ndarray, spec: LayerSpec, moments: Moments | None 
         if steps is not None:
             break
     assert steps is not None  # float32 holds every scale
-    return _pack(weight, spec, scales.block_size(granularity), steps, scale_type)
+    return _pack(weight, spec, scales.stored_block_size(granularity, weight.shape[1]), steps, scale_type)
 
 
 def _quantize_measured(weight: np.ndarray, spec: LayerSpec, granularity: str, moments: Moments) -> Quantized:
@@ -444,7 +445,7 @@ def _pack(
 
 def _quantize_integer(weight: np.ndarray, spec: LayerSpec, granularity: str) -> Quantized:
     """Planes of base-4 digits of the rounded weights: see reference.quantize_integer."""
-    bits, block_size = spec.integer_bits, scales.block_size(granularity)
+    bits, block_size = spec.integer_bits, scales.stored_block_size(granularity, weight.shape[1])
     most: np.ndarray = np.array(spec.scale, np.float32)[:, None]
     if not spec.scale:
         most = scales.largest(weight, granularity) / np.float32(2 ** (bits - 1) - 1)

@@ -151,7 +151,8 @@ class Recipe:
             `tl1` is not, and the three hold ternary codes only. Speed and results are the same.
         layout: `panel` stores i2s codes in the order in which kernels read them, which they then do where the
             file is mapped: a session starts at once and keeps no copy, but runs slower from small pages.
-        granularity: what shares a scale: `tensor`, `channel`, `block:128`, or `auto`.
+        granularity: what shares a scale: `tensor`, `channel`, `block:128`, or `auto`; in `block:2x16` two
+            outputs share what `block:16` has for each, which saves no bytes: the ops have scales by output.
         scale_type: `float32`, `float16` or `bfloat16`; codes are chosen for scales so rounded, which are
             stored as float32, or as float16 where they fit it. `auto` is float16 for blocks, float32
             otherwise. Where a scale is no normal number of the type, or a weight is exactly ternary and a
@@ -326,17 +327,27 @@ def check_layer_fields(fields: Mapping[str, Any]) -> None:
 
 
 def block_size(granularity: str) -> int | None:
-    """Return B of `block:B`, or None for `auto`, `tensor` and `channel`."""
-    if granularity in ("auto", "tensor", "channel"):
-        return None
-    match = re.fullmatch(r"block:(\d+)", str(granularity))
-    if match is None or not 16 <= int(match[1]) <= 65536 or int(match[1]) % 16:
+    """Return B of `block:B` and `block:RxB`, or None for `auto`, `tensor` and `channel`."""
+    return None if granularity in ("auto", "tensor", "channel") else _block(granularity)[1]
+
+
+def block_rows(granularity: str) -> int:
+    """Return how many outputs share a block's scale: R of `block:RxB`, else 1."""
+    return 1 if granularity in ("auto", "tensor", "channel") else _block(granularity)[0]
+
+
+def _block(granularity: str) -> tuple[int, int]:
+    match = re.fullmatch(r"block:(?:(\d+)x)?(\d+)", str(granularity))
+    rows, size = (int(match[1] or 1), int(match[2])) if match else (0, 0)
+    if not 16 <= size <= _LARGEST_BLOCK or size % 16 or not 1 <= rows <= _LARGEST_BLOCK // size:
         raise RecipeError(
-            f"granularity {granularity!r} is none of auto, tensor, channel or block:B with B a multiple of 16"
+            f"granularity {granularity!r} is none of auto, tensor, channel, block:B or block:RxB with B a "
+            f"multiple of 16 and at most {_LARGEST_BLOCK} weights in a block"
         )
-    return int(match[1])
+    return rows, size
 
 
+_LARGEST_BLOCK = 65536
 _LEAST_SCALE, _LARGEST_SCALE = 1e-30, 1e30
 _UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 

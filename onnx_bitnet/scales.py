@@ -61,6 +61,11 @@ def fit_planes(
 
     Scales are rounded to `scale_type` before the codes are chosen. None if one is not a normal number of it.
     """
+    shared = recipe.block_rows(granularity)
+    if shared > 1:
+        laid_out, flat = _laid_out(weight, granularity)
+        found = fit_planes(laid_out, flat, rounding, levels=levels, planes=planes, scale_type=scale_type)
+        return None if found is None else _shared_by(shared, found, weight.shape[0], axis=1)
     rows = 1 if granularity == "tensor" else weight.shape[0]
     steps = np.empty((0, rows, group_count(weight, granularity), 4), np.float32)
     for _ in range(planes):
@@ -77,15 +82,42 @@ def fit_planes(
 
 def largest(weight: np.ndarray, granularity: str) -> np.ndarray:
     """Return max|w| of each group as float32 (N or 1, G)."""
+    shared = recipe.block_rows(granularity)
+    if shared > 1:
+        return _shared_by(shared, largest(*_laid_out(weight, granularity)), weight.shape[0], axis=0)
     groups = group_count(weight, granularity)
     moments = _moments(weight, np.empty((0, 1, groups, 4), np.float32), granularity)
     most: np.ndarray = np.maximum(moments[..., 2], -moments[..., 1])
     return most.astype(np.float32)
 
 
+def _laid_out(weight: np.ndarray, granularity: str) -> tuple[np.ndarray, str]:
+    """Lay out the R rows of each block `RxB` one behind the other, so that it becomes one of `block:R*B`.
+
+    What is missing in the last blocks counts as zeros.
+    """
+    rows, size = recipe.block_rows(granularity), block_size(granularity)
+    n, k = weight.shape
+    size = min(size, k + -k % 16)
+    padded = np.pad(weight, ((0, -n % rows), (0, -k % size)))
+    blocks = padded.reshape(-1, rows, padded.shape[1] // size, size).swapaxes(1, 2)
+    return np.ascontiguousarray(blocks).reshape(len(blocks), -1), f"block:{rows * size}"
+
+
+def _shared_by(rows: int, values: np.ndarray, n: int, axis: int) -> np.ndarray:
+    """Give each of N outputs the values of its block of `rows`."""
+    return np.repeat(values, rows, axis=axis).take(range(n), axis=axis)
+
+
 def block_size(granularity: str) -> int:
-    """Return B of `block:B`, and 0 for `tensor` and `channel`."""
+    """Return B of `block:B` and `block:RxB`, and 0 for `tensor` and `channel`."""
     return recipe.block_size(granularity) or 0
+
+
+def stored_block_size(granularity: str, k: int) -> int:
+    """Return the inputs of K that share a scale in a file; 0 for all."""
+    size = block_size(granularity)
+    return 0 if size >= k else size
 
 
 def group_count(weight: np.ndarray, granularity: str) -> int:

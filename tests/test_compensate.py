@@ -331,6 +331,14 @@ def test_what_cannot_be_is_an_error(model, recipe, message):
         bn.plan(model, {"mode": "ternary"} | recipe)
 
 
+def test_outputs_that_share_scales_are_rounded_without_data(model):
+    recipe = {"mode": "ternary", "granularity": "block:2x16"}
+    with_data, without = (bn.plan(model, recipe, data=data) for data in (batches(1), None))
+    assert [layer.sqnr_db for layer in with_data.layers] == [layer.sqnr_db for layer in without.layers]
+    with pytest.raises(RecipeError, match="fits each output; use granularity channel"):
+        bn.plan(model, recipe | {"rounding": "gptq"}, data=batches(1))
+
+
 def test_data_must_suit_the_rounding(model):
     recipe = {"mode": "ternary", "rounding": "gptq"}
     with pytest.raises(RecipeError, match="fits each output; use granularity channel"):

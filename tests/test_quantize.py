@@ -105,6 +105,48 @@ def test_codes_are_chosen_for_scales_of_the_type_asked_for(rounding, granularity
     assert np.array_equal(packed.codes(), codes)
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_symmetric_integers_use_their_full_range(bits):
+    """-2^(bits - 1) to 2^(bits - 1) - 1, with a scale that is given or fitted."""
+    integers = np.arange(-(2 ** (bits - 1)), 2 ** (bits - 1), dtype=np.float32)
+    for sign in (1, -1) if bits == 2 else (1,):
+        weight = sign * np.float32(0.5) * np.tile(integers, (3, 2))
+        spec = LayerSpec(granularity="channel", levels=4)
+        if bits > 2:
+            spec = LayerSpec(integer_bits=bits, granularity="tensor", scale=(0.5,))
+        packed = quantize_layer(weight, spec)
+        assert packed.lossless
+        assert np.array_equal(packed.dequantize(), weight)
+
+
+@pytest.mark.parametrize("shape", [(6, 96), (7, 100), (3, 20)])
+@pytest.mark.parametrize("planes", [1, 2])
+@pytest.mark.parametrize("rounding", ["mse", "twn", "absmean", "int4"])
+@pytest.mark.parametrize(("rows", "size"), [(2, 16), (4, 48)])
+def test_blocks_of_several_outputs_are_one_group(rounding, rows, size, planes, shape):
+    weight = normal(shape)
+    spec = LayerSpec(granularity=f"block:{rows}x{size}", planes=planes, scale_type="float32")
+    if rounding == "int4":
+        packed = quantize_layer(weight, replace(spec, integer_bits=4))
+    else:
+        packed = quantize_layer(weight, replace(spec, rounding=rounding))
+    assert packed.scale.shape[1:] == (shape[0], -(-shape[1] // size))
+    step = packed.block_size or shape[1]
+    for top, left in itertools.product(range(0, shape[0], rows), range(0, shape[1], step)):
+        part = (slice(top, top + rows), slice(left, left + step))
+        tile = np.zeros((rows, min(size, -(-shape[1] // 16) * 16)), np.float32)
+        inside = weight[part]
+        tile[: inside.shape[0], : inside.shape[1]] = inside
+        if rounding == "int4":
+            codes, scale, _ = reference.quantize_integer(tile.reshape(1, -1), "tensor", 4)
+        else:
+            codes, scale = reference.quantize_weight(tile.reshape(1, -1), "tensor", rounding, planes=planes)
+        codes = codes.reshape(-1, *tile.shape)[:, : inside.shape[0], : inside.shape[1]]
+        assert (packed.scale[:, top : top + rows, left // step] == scale[:, :, 0]).all()
+        assert np.array_equal(packed.codes()[:, *part], codes)
+    assert np.array_equal(packed.dequantize(), decode(packed))
+
+
 @pytest.mark.parametrize("bits", [0, 4, 8])
 def test_scales_that_a_type_cannot_hold_are_float32(bits):
     for size in (1e-6, 1e6):
