@@ -23,9 +23,10 @@ from onnx_bitnet.decide import Keep, check_rules, decide, keep_unseen, way
 from onnx_bitnet.errors import DataError, EvaluationError, Refused
 from onnx_bitnet.floats import Floats, quantize_floats
 from onnx_bitnet.formats import panel_shape
+from onnx_bitnet.granularity import block_rows
 from onnx_bitnet.moments import Inputs, measuring
 from onnx_bitnet.quantize import LayerSpec, Quantized, quantize_layer
-from onnx_bitnet.recipe import Recipe, block_rows
+from onnx_bitnet.recipe import Recipe
 from onnx_bitnet.report import KEPT, Layer, Reason, Report
 from onnx_bitnet.rewrite.cleanup import cleanup
 from onnx_bitnet.rewrite.fuse import Placed, fuse

@@ -10,10 +10,11 @@ import numpy as np
 
 from onnx_bitnet.activations import LayerStatistics
 from onnx_bitnet.errors import RecipeError
+from onnx_bitnet.granularity import block_rows
 from onnx_bitnet.nearly import nearly
 from onnx_bitnet.quantize import LayerSpec, check_weight, detect
 from onnx_bitnet.ranges import activation_step
-from onnx_bitnet.recipe import FLOAT_ACTIONS, MEASURED_ROUNDINGS, Recipe, Rule, block_rows
+from onnx_bitnet.recipe import FLOAT_ACTIONS, MEASURED_ROUNDINGS, Recipe, Rule
 from onnx_bitnet.report import Reason
 from onnx_bitnet.rewrite.origins import opset_version
 from onnx_bitnet.rewrite.records import Linear, Refusal

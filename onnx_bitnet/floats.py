@@ -9,6 +9,7 @@ import numpy as np
 
 from onnx_bitnet import scale_types, scales
 from onnx_bitnet.errors import ModelError
+from onnx_bitnet.granularity import stored_block_size
 from onnx_bitnet.quantize import LayerSpec
 
 TYPES = {
@@ -89,7 +90,7 @@ def quantize_floats(weight: np.ndarray, spec: LayerSpec) -> Floats:
     """
     n, k = weight.shape
     granularity = spec.settled_granularity
-    block_size = scales.stored_block_size(granularity, k)
+    block_size = stored_block_size(granularity, k)
     scale = _scales(weight, spec, granularity)
     bits = np.empty((k, n), np.uint8)
     largest = np.float32(_LARGEST[spec.float_type])

@@ -17,8 +17,9 @@ from onnx_bitnet import _native, grids, scale_types, scales
 from onnx_bitnet.compensate import Moments, Problem, fit
 from onnx_bitnet.errors import ModelError, RecipeError
 from onnx_bitnet.formats import FORMATS, Format
+from onnx_bitnet.granularity import block_rows, stored_block_size
 from onnx_bitnet.kernels import check_environment
-from onnx_bitnet.recipe import MEASURED_ROUNDINGS, Recipe, block_rows, rotation_size
+from onnx_bitnet.recipe import MEASURED_ROUNDINGS, Recipe, rotation_size
 
 WEIGHT_TYPES = ("float32", "float16", "bfloat16")
 _WHY_I2S = "i2s loads fastest and all formats run at the same speed; tl2 and t5 make smaller files"
@@ -216,7 +217,7 @@ class LayerSpec:
         """Return how many of K inputs share a scale."""
         if self.exact is not None:
             return self.exact.block_size or k
-        return scales.block_size(self.settled_granularity) or k
+        return stored_block_size(self.settled_granularity, k) or k
 
     @property
     def settled_granularity(self) -> str:
@@ -326,7 +327,8 @@ def quantize_layer(weight: np.ndarray, spec: LayerSpec, moments: Moments | None 
     if spec.exact is not None:
         return _pack_exact(weight, spec, spec.exact)
     granularity = spec.settled_granularity
-    if scales.block_size(granularity) >= weight.shape[1] and block_rows(granularity) == 1:
+    one_block = granularity.startswith("block") and not stored_block_size(granularity, weight.shape[1])
+    if one_block and block_rows(granularity) == 1:
         granularity = "channel"
     if spec.measured:
         assert moments is not None
@@ -348,12 +350,13 @@ def quantize_layer(weight: np.ndarray, spec: LayerSpec, moments: Moments | None 
         if steps is not None:
             break
     assert steps is not None  # float32 holds every scale
-    return _pack(weight, spec, scales.stored_block_size(granularity, weight.shape[1]), steps, scale_type)
+    return _pack(weight, spec, stored_block_size(granularity, weight.shape[1]), steps, scale_type)
 
 
 def _quantize_measured(weight: np.ndarray, spec: LayerSpec, granularity: str, moments: Moments) -> Quantized:
     """Fit codes and scales to what the inputs do; rows that plain absmean rounding serves better get that."""
-    block_size, scale_type = scales.block_size(granularity), _scale_types(spec, granularity)[0]
+    block_size = stored_block_size(granularity, weight.shape[1])
+    scale_type = _scale_types(spec, granularity)[0]
     exact = np.ascontiguousarray(weight, np.float32)
     plain = quantize_layer(weight, dataclasses.replace(spec, rounding="absmean"))
     if scale_type is np.float16:
@@ -445,7 +448,7 @@ def _pack(
 
 def _quantize_integer(weight: np.ndarray, spec: LayerSpec, granularity: str) -> Quantized:
     """Planes of base-4 digits of the rounded weights: see reference.quantize_integer."""
-    bits, block_size = spec.integer_bits, scales.stored_block_size(granularity, weight.shape[1])
+    bits, block_size = spec.integer_bits, stored_block_size(granularity, weight.shape[1])
     most: np.ndarray = np.array(spec.scale, np.float32)[:, None]
     if not spec.scale:
         most = scales.largest(weight, granularity) / np.float32(2 ** (bits - 1) - 1)

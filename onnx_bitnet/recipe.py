@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_bitnet.errors import RecipeError
+from onnx_bitnet.granularity import block_size
 
 MODES = ("auto", "lossless", "ternary")
 FORMATS = ("auto", "i2s", "tl1", "tl2", "t5")
@@ -326,28 +327,6 @@ def check_layer_fields(fields: Mapping[str, Any]) -> None:
         block_size(fields["granularity"])
 
 
-def block_size(granularity: str) -> int | None:
-    """Return B of `block:B` and `block:RxB`, or None for `auto`, `tensor` and `channel`."""
-    return None if granularity in ("auto", "tensor", "channel") else _block(granularity)[1]
-
-
-def block_rows(granularity: str) -> int:
-    """Return how many outputs share a block's scale: R of `block:RxB`, else 1."""
-    return 1 if granularity in ("auto", "tensor", "channel") else _block(granularity)[0]
-
-
-def _block(granularity: str) -> tuple[int, int]:
-    match = re.fullmatch(r"block:(?:(\d+)x)?(\d+)", str(granularity))
-    rows, size = (int(match[1] or 1), int(match[2])) if match else (0, 0)
-    if not 16 <= size <= _LARGEST_BLOCK or size % 16 or not 1 <= rows <= _LARGEST_BLOCK // size:
-        raise RecipeError(
-            f"granularity {granularity!r} is none of auto, tensor, channel, block:B or block:RxB with B a "
-            f"multiple of 16 and at most {_LARGEST_BLOCK} weights in a block"
-        )
-    return rows, size
-
-
-_LARGEST_BLOCK = 65536
 _LEAST_SCALE, _LARGEST_SCALE = 1e-30, 1e30
 _UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 

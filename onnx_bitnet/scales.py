@@ -13,7 +13,8 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from onnx_bitnet import _native, recipe
+from onnx_bitnet import _native
+from onnx_bitnet.granularity import block_rows, block_size
 from onnx_bitnet.scale_types import nearest
 
 T = TypeVar("T")
@@ -61,7 +62,7 @@ def fit_planes(
 
     Scales are rounded to `scale_type` before the codes are chosen. None if one is not a normal number of it.
     """
-    shared = recipe.block_rows(granularity)
+    shared = block_rows(granularity)
     if shared > 1:
         laid_out, flat = _laid_out(weight, granularity)
         found = fit_planes(laid_out, flat, rounding, levels=levels, planes=planes, scale_type=scale_type)
@@ -82,7 +83,7 @@ def fit_planes(
 
 def largest(weight: np.ndarray, granularity: str) -> np.ndarray:
     """Return max|w| of each group as float32 (N or 1, G)."""
-    shared = recipe.block_rows(granularity)
+    shared = block_rows(granularity)
     if shared > 1:
         return _shared_by(shared, largest(*_laid_out(weight, granularity)), weight.shape[0], axis=0)
     groups = group_count(weight, granularity)
@@ -96,7 +97,7 @@ def _laid_out(weight: np.ndarray, granularity: str) -> tuple[np.ndarray, str]:
 
     What is missing in the last blocks counts as zeros.
     """
-    rows, size = recipe.block_rows(granularity), block_size(granularity)
+    rows, size = block_rows(granularity), block_size(granularity)
     n, k = weight.shape
     size = min(size, k + -k % 16)
     padded = np.pad(weight, ((0, -n % rows), (0, -k % size)))
@@ -107,17 +108,6 @@ def _laid_out(weight: np.ndarray, granularity: str) -> tuple[np.ndarray, str]:
 def _shared_by(rows: int, values: np.ndarray, n: int, axis: int) -> np.ndarray:
     """Give each of N outputs the values of its block of `rows`."""
     return np.repeat(values, rows, axis=axis).take(range(n), axis=axis)
-
-
-def block_size(granularity: str) -> int:
-    """Return B of `block:B` and `block:RxB`, and 0 for `tensor` and `channel`."""
-    return recipe.block_size(granularity) or 0
-
-
-def stored_block_size(granularity: str, k: int) -> int:
-    """Return the inputs of K that share a scale in a file; 0 for all."""
-    size = block_size(granularity)
-    return 0 if size >= k else size
 
 
 def group_count(weight: np.ndarray, granularity: str) -> int:

@@ -15,6 +15,7 @@ from hypothesis.extra import numpy as arrays
 from onnx_bitnet import _native, reference, scales
 from onnx_bitnet.errors import ModelError, RecipeError
 from onnx_bitnet.formats import FORMATS
+from onnx_bitnet.granularity import block_size
 from onnx_bitnet.quantize import LayerSpec, check_weight, detect, quantize, quantize_layer
 from onnx_bitnet.recipe import Recipe
 
@@ -347,7 +348,7 @@ def ternary(shape, granularity, dtype, seed=0):
     rng = np.random.default_rng(seed)
     t = rng.integers(-1, 2, shape)
     t[:, ::32] = 1  # no group is all zeros, so that groups do not merge
-    size = scales.block_size(granularity) or shape[1]
+    size = block_size(granularity) or shape[1]
     groups = -(-shape[1] // size)
     s = rng.uniform(0.01, 0.1, (shape[0], groups))
     if granularity == "tensor":
@@ -363,7 +364,7 @@ def ternary(shape, granularity, dtype, seed=0):
 def test_ternary_is_found_and_lossless(granularity, dtype, k):
     weight = ternary((40, k), granularity, dtype)
     exact, expected = detect(weight), reference.find_ternary(weight)
-    assert exact.block_size == expected[0] == scales.block_size(granularity)
+    assert exact.block_size == expected[0] == block_size(granularity)
     assert np.array_equal(exact.scale, expected[1])
     packed = quantize(np.ascontiguousarray(weight.T).T)
     assert packed.granularity == granularity

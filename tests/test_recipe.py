@@ -7,7 +7,8 @@ import json
 import pytest
 
 from onnx_bitnet.errors import RecipeError
-from onnx_bitnet.recipe import Recipe, Rule, block_rows, block_size
+from onnx_bitnet.granularity import block_rows, block_size
+from onnx_bitnet.recipe import Recipe, Rule
 
 
 def test_defaults_are_those_of_the_design():
@@ -122,7 +123,7 @@ def test_a_bad_recipe_file_is_named(tmp_path, name, text, message):
 
 def test_block_size_reads_granularity():
     assert block_size("block:128") == 128
-    assert block_size("channel") is None
+    assert block_size("channel") == 0
     assert (block_rows("block:2x16"), block_size("block:2x16")) == (2, 16)
     assert block_rows("block:32") == block_rows("tensor") == 1
 
