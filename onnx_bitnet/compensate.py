@@ -117,7 +117,7 @@ def fit(
     problem: Problem,
     grid: Grid,
     block_size: int,
-    scale_type: type[np.floating],
+    scale_type: type,
     *,
     turns: int = 3,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -142,7 +142,7 @@ class _Rows:
         problem: Problem,
         grid: Grid,
         block_size: int,
-        scale_type: type[np.floating],
+        scale_type: type,
     ) -> None:
         self.target, self.problem, self.grid, self.scale_type = target, problem, grid, scale_type
         n, k = target.shape

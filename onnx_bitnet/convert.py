@@ -21,14 +21,16 @@ from onnx_bitnet.calibrate import Calibration
 from onnx_bitnet.compensate import Moments
 from onnx_bitnet.decide import Keep, check_rules, decide, keep_unseen, way
 from onnx_bitnet.errors import DataError, EvaluationError, Refused
+from onnx_bitnet.floats import Floats, quantize_floats
 from onnx_bitnet.formats import panel_shape
+from onnx_bitnet.granularity import block_rows
 from onnx_bitnet.moments import Inputs, measuring
 from onnx_bitnet.quantize import LayerSpec, Quantized, quantize_layer
 from onnx_bitnet.recipe import Recipe
 from onnx_bitnet.report import KEPT, Layer, Reason, Report
 from onnx_bitnet.rewrite.cleanup import cleanup
 from onnx_bitnet.rewrite.fuse import Placed, fuse
-from onnx_bitnet.rewrite.plain import restore, spell_out
+from onnx_bitnet.rewrite.plain import Plain, restore, spell_out
 from onnx_bitnet.rewrite.records import Activations, Linear, Refusal
 from onnx_bitnet.rewrite.replace import Shared
 from onnx_bitnet.rewrite.scan import prepare, scan
@@ -303,7 +305,8 @@ def _step(
         k=weight.k,
         detail=decision.format_reason,
         format=stored.format,
-        granularity=quantized.granularity,
+        granularity=_granularity(quantized, decision),
+        scale_type="" if isinstance(stored, Plain) else stored.scale.dtype.name,
         planes=quantized.planes,
         activation_bits=decision.activation_bits,
         activation_scale=decision.activation_scale,
@@ -324,21 +327,28 @@ class _Done:
 
     def __init__(self, spill: Spill) -> None:
         self._spill = spill
-        self._stored: dict[Hashable, tuple[str, Quantized, Stored]] = {}
+        self._stored: dict[Hashable, tuple[str, Quantized | Floats, Stored]] = {}
 
     def store(
         self, array: np.ndarray, linear: Linear, spec: LayerSpec, moments: Moments | None, target: str
-    ) -> tuple[str | None, Quantized, Stored]:
+    ) -> tuple[str | None, Quantized | Floats, Stored]:
         """Return the name of the layer that had this weight first, if any, the weight, and its form."""
         key = (linear.weight.key, spec.settings)
         if key in self._stored:
             return self._stored[key]
-        quantized = self._spill.keep_arrays(quantize_layer(array, spec, moments))
+        made = quantize_floats(array, spec) if spec.float_type else quantize_layer(array, spec, moments)
+        quantized = self._spill.keep_arrays(made)
         stored = store(quantized, linear, spec, target)
         if stored is not quantized:
             stored = self._spill.keep_arrays(stored)
         self._stored[key] = (linear.name, quantized, stored)
         return None, quantized, stored
+
+
+def _granularity(quantized: Quantized | Floats, spec: LayerSpec) -> str:
+    """What shares a scale; several outputs may, though each has it in the file."""
+    shared = spec.exact is None and block_rows(spec.settled_granularity) > 1
+    return spec.settled_granularity if shared else quantized.granularity
 
 
 def _padding(stored: Stored, layout: str) -> int:

@@ -10,17 +10,21 @@ import numpy as np
 
 from onnx_bitnet.activations import LayerStatistics
 from onnx_bitnet.errors import RecipeError
+from onnx_bitnet.granularity import block_rows
 from onnx_bitnet.nearly import nearly
 from onnx_bitnet.quantize import LayerSpec, check_weight, detect
 from onnx_bitnet.ranges import activation_step
-from onnx_bitnet.recipe import MEASURED_ROUNDINGS, Recipe, Rule
+from onnx_bitnet.recipe import FLOAT_ACTIONS, MEASURED_ROUNDINGS, Recipe, Rule
 from onnx_bitnet.report import Reason
+from onnx_bitnet.rewrite.origins import opset_version
 from onnx_bitnet.rewrite.records import Linear, Refusal
 from onnx_bitnet.sources import OUT_OF_REACH
 
 _INTEGER_BITS = {"int4": 4, "int8": 8}
 # Inputs that may share a scale with integer activations: BN_MAX_GROUP in ext/layout.h.
 MAX_GROUP = 1 << 18
+# Opsets from which DequantizeLinear takes floats of 8 bits, and blocks.
+_FLOAT8_SINCE, _BLOCKS_SINCE = 19, 21
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,8 @@ def decide(
     check_weight(weight, linear.name)
     rule = rule_for(linear, recipe)
     recipe = _for_layer(linear, recipe)
+    if rule is not None and rule.action in FLOAT_ACTIONS:
+        return _with_step(_as_floats(rule.action, linear, recipe), recipe, statistics)
     spec = _with_activations(LayerSpec.from_recipe(recipe), linear, recipe)
     if rule is not None and rule.action in _INTEGER_BITS:
         spec = replace(
@@ -120,15 +126,39 @@ def decide(
         return Keep(Reason.WEIGHT_TOO_WIDE, f"{length} inputs share a scale, {MAX_GROUP} may")
     if recipe.target == "ort" and spec.exact is None and spec.planes > 1 and not spec.integer_bits:
         return Keep(Reason.NO_STOCK_OP, f"{spec.planes} planes")
-    if statistics is not None and recipe.activation_scale != "dynamic" and spec.activation_bits != 32:
-        step = activation_step(statistics, spec.activation_bits, recipe.activation_scale)
-        return replace(spec, activation_scale=step)
+    return _with_step(spec, recipe, statistics)
+
+
+def _with_step(
+    spec: LayerSpec | Keep, recipe: Recipe, statistics: LayerStatistics | None
+) -> LayerSpec | Keep:
+    """Settle the step of static activations."""
+    if isinstance(spec, Keep) or statistics is None:
+        return spec
+    if recipe.activation_scale == "dynamic" or spec.activation_bits == 32:
+        return spec
+    step = activation_step(statistics, spec.activation_bits, recipe.activation_scale)
+    return replace(spec, activation_scale=step)
+
+
+def _as_floats(action: str, linear: Linear, recipe: Recipe) -> LayerSpec | Keep:
+    """Take floats of 8 or 4 bits; whatever the target, MatMul and activations are those of a simulation."""
+    spec = LayerSpec.from_recipe(recipe.replace(target="simulate"))
+    spec = replace(_with_activations(spec, linear, recipe), float_type=action, format_reason="")
+    have = opset_version(linear.root)
+    need = _BLOCKS_SINCE if spec.settled_granularity.startswith("block") else _FLOAT8_SINCE
+    if recipe.target == "ort" and have < need:
+        return Keep(
+            Reason.OPSET_TOO_OLD,
+            f"DequantizeLinear of {action} by {spec.settled_granularity} needs opset {need}, this is {have}",
+        )
     return spec
 
 
 def _with_data(spec: LayerSpec, recipe: Recipe, measured: bool) -> LayerSpec:
     """Settle what depends on data being there."""
-    if measured and recipe.rounding == "auto":
+    by_output = block_rows(spec.settled_granularity) == 1
+    if measured and recipe.rounding == "auto" and by_output:
         spec = replace(spec, rounding="gptq")
     if not spec.measured:
         if spec.needs_data:
@@ -136,7 +166,7 @@ def _with_data(spec: LayerSpec, recipe: Recipe, measured: bool) -> LayerSpec:
         return spec
     if not measured:
         return replace(spec, rounding="mse", format_reason=f"rounding mse: {OUT_OF_REACH}")
-    if spec.granularity == "tensor":
+    if spec.granularity == "tensor" or not by_output:
         raise RecipeError(f"rounding {spec.rounding!r} fits each output; use granularity channel or block:B")
     return spec
 

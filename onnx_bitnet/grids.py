@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnx_bitnet.scale_types import clamped, limits
+
 Planes = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -23,14 +25,14 @@ class Grid:
     Args:
         coefficient: float32 (levels, params).
         template: float32 (starts, params), parameters to start a fit from for weights of mean square 1.
-        store: rounds parameters (..., params) to what float16 or float32 scales can hold.
+        store: rounds parameters (..., params) to what scales of a type can hold, see scale_types.py.
         planes: turns levels uint8 (N, K) and stored parameters (N, G, params) into codes uint8 (P, N, K),
             scales (P, N, G) and zero points (P, 1 or N, 1 or G).
     """
 
     coefficient: np.ndarray
     template: np.ndarray
-    store: Callable[[np.ndarray, type[np.floating]], np.ndarray]
+    store: Callable[[np.ndarray, type], np.ndarray]
     planes: Callable[[np.ndarray, np.ndarray], Planes]
 
 
@@ -48,7 +50,7 @@ def free_planes(count: int, levels: int) -> Grid:
     first = np.array(
         [(1.2 if levels == 3 else 0.9) * (0.4 if levels == 3 else 0.3) ** p for p in range(count)]
     )
-    return Grid(coefficient, _starts(first, levels == 4), _rounded, planes)
+    return Grid(coefficient, _starts(first, levels == 4), clamped, planes)
 
 
 @functools.cache
@@ -63,10 +65,10 @@ def integers(bits: int) -> Grid:
         zero_point[0] = 2
         return codes, theta[None, ..., 0] * powers[:, None, None], zero_point
 
-    def store(theta: np.ndarray, scale_type: type[np.floating]) -> np.ndarray:
+    def store(theta: np.ndarray, scale_type: type) -> np.ndarray:
         # 16 significant bits, so that s * q is exact; 4^p more must be finite.
-        limit = np.finfo(scale_type).max / powers[0]
-        s = np.clip(_rounded(theta, scale_type), -limit, limit).astype(np.float32)
+        limit = limits(scale_type)[1] / powers[0]
+        s = np.clip(clamped(theta, scale_type), -limit, limit).astype(np.float32)
         exact: np.ndarray = ((s.view(np.uint32) + np.uint32(0x80)) & np.uint32(0xFFFFFF00)).view(np.float32)
         return exact
 
@@ -84,12 +86,12 @@ def nine() -> Grid:
         scale = theta[None, ..., 0] * np.array([3, 1], np.float32)[:, None, None]
         return codes, scale, np.ones((2, 1, 1), np.float32)
 
-    def store(theta: np.ndarray, scale_type: type[np.floating]) -> np.ndarray:
-        # Nine significant bits, or 22: then 3 s fits the eleven of float16 or the 24 of float32.
-        spare = 15 if scale_type is np.float16 else 2
+    def store(theta: np.ndarray, scale_type: type) -> np.ndarray:
+        # Two bits less than the type has: then 3 s fits it as well.
+        spare = {"float16": 15, "bfloat16": 18, "float32": 2}[np.dtype(scale_type).name]
         bits = np.ascontiguousarray(theta, np.float32).view(np.uint32)
         half, mask = np.uint32(1 << (spare - 1)), np.uint32((0xFFFFFFFF << spare) & 0xFFFFFFFF)
-        return _rounded(((bits + half) & mask).view(np.float32), scale_type)
+        return clamped(((bits + half) & mask).view(np.float32), scale_type)
 
     return Grid(coefficient, _starts(np.array([0.55]), False), store, planes)
 
@@ -107,9 +109,9 @@ def affine() -> Grid:
         scale, zero_point = split(theta)
         return index[None], scale[None], zero_point[None].astype(np.float32)
 
-    def store(theta: np.ndarray, scale_type: type[np.floating]) -> np.ndarray:
+    def store(theta: np.ndarray, scale_type: type) -> np.ndarray:
         scale, zero_point = split(theta)
-        scale, zero_point = _rounded(scale, scale_type), _rounded(np.clip(zero_point, -100, 100), scale_type)
+        scale, zero_point = clamped(scale, scale_type), clamped(np.clip(zero_point, -100, 100), scale_type)
         return np.stack([scale, -scale * zero_point], axis=-1)
 
     start = np.array([[1.0, -1.5], [0.8, -1.2], [1.2, -1.8], [1.0, -1.0], [1.0, -2.0]], np.float32)
@@ -119,10 +121,3 @@ def affine() -> Grid:
 def _starts(theta: np.ndarray, both_signs: bool) -> np.ndarray:
     starts = np.array([theta * factor for factor in (0.6, 0.75, 0.9, 1.0, 1.15, 1.35)], np.float32)
     return np.concatenate([starts, -starts]) if both_signs else starts
-
-
-def _rounded(theta: np.ndarray, scale_type: type[np.floating]) -> np.ndarray:
-    """Round to a type; what it cannot hold becomes its largest value, what is not normal in it 0."""
-    limits = np.finfo(scale_type)
-    held = np.clip(theta, limits.min, limits.max).astype(scale_type).astype(np.float32)
-    return np.where(np.abs(held) < limits.smallest_normal, np.float32(0), held)

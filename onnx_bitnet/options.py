@@ -21,7 +21,8 @@ RECIPE_OPTIONS: dict[str, Any] = {
     "mode": Annotated[str | None, typer.Option(help="auto, lossless or ternary")],
     "format": Annotated[str | None, typer.Option(help="auto, i2s, tl1, tl2 or t5")],
     "layout": Annotated[str | None, typer.Option(help="canonical, or panel: read in place, for low memory")],
-    "granularity": Annotated[str | None, typer.Option(help="auto, tensor, channel or block:B")],
+    "granularity": Annotated[str | None, typer.Option(help="auto, tensor, channel, block:B or block:RxB")],
+    "scale_type": Annotated[str | None, typer.Option(help="auto, float32, float16 or bfloat16")],
     "rounding": Annotated[
         str | None, typer.Option(help="auto, absmean, twn, mse; with --data weighted or gptq")
     ],

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from onnx_bitnet import _native, grids, scales
+from onnx_bitnet import _native, grids, scale_types, scales
 from onnx_bitnet.compensate import Moments, Problem, fit
 from onnx_bitnet.errors import ModelError, RecipeError
 from onnx_bitnet.formats import FORMATS, Format
+from onnx_bitnet.granularity import block_rows, stored_block_size
 from onnx_bitnet.kernels import check_environment
 from onnx_bitnet.recipe import MEASURED_ROUNDINGS, Recipe, rotation_size
 
@@ -138,7 +139,8 @@ class LayerSpec:
 
     Args:
         format: name of the byte layout, see formats.py.
-        granularity: what shares a scale: `tensor`, `channel`, `block:B`, or `auto` for what suits the bits.
+        granularity: what shares a scale: `tensor`, `channel`, `block:B`, `block:RxB`, or `auto` for what
+            suits the bits.
         rounding: `absmean`, `twn`, `mse`, `weighted` or `gptq`, see recipe.Recipe.
         planes: 1 to 4.
         levels: 3, 4 or 9.
@@ -149,6 +151,8 @@ class LayerSpec:
         scale: given scales, one or one for each output; none for those that `rounding` finds.
         rotation: most of the block size of a Hadamard transform, 0 for none; the weight comes rotated.
         offset: each group has a zero point of its own.
+        float_type: `fp8e4m3`, `fp8e5m2` or `fp4e2m1` for such floats in place of codes, see floats.py.
+        scale_type: `auto`, `float32`, `float16` or `bfloat16`, see recipe.Recipe.
         exact: what `detect` found; then the fields from granularity to levels and integer_bits do nothing.
         format_reason: why this format, where the recipe did not name it.
     """
@@ -165,6 +169,8 @@ class LayerSpec:
     scale: tuple[float, ...] = ()
     rotation: int = 0
     offset: bool = False
+    scale_type: str = "auto"
+    float_type: str = ""
     exact: Exact | None = dataclasses.field(default=None, compare=False)
     format_reason: str = dataclasses.field(default="", compare=False)
 
@@ -184,6 +190,7 @@ class LayerSpec:
             dynamic_int8=recipe.target == "ort" and recipe.activation_bits == 8,
             rotation=rotation_size(recipe.rotation),
             offset=recipe.offset,
+            scale_type=recipe.scale_type,
             format_reason=_WHY_I2S if recipe.format == "auto" else "",
         )
 
@@ -193,6 +200,7 @@ class LayerSpec:
         return (
             *(self.format, self.granularity, self.rounding, self.planes, self.levels),
             *(self.integer_bits, self.dynamic_int8, self.scale, self.rotation, self.offset),
+            *(self.scale_type, self.float_type),
         )
 
     @property
@@ -209,12 +217,16 @@ class LayerSpec:
         """Return how many of K inputs share a scale."""
         if self.exact is not None:
             return self.exact.block_size or k
-        return scales.block_size(self.settled_granularity) or k
+        return stored_block_size(self.settled_granularity, k) or k
 
     @property
     def settled_granularity(self) -> str:
         """What shares a scale, with `auto` settled, for a weight that is not exactly ternary."""
-        return _DEFAULT_GRANULARITY[self.integer_bits] if self.granularity == "auto" else self.granularity
+        if self.granularity != "auto":
+            return self.granularity
+        if self.float_type:
+            return "block:32" if self.float_type.startswith("fp4") else "channel"
+        return _DEFAULT_GRANULARITY[self.integer_bits]
 
 
 def quantize(weight: np.ndarray, recipe: Recipe | Mapping[str, Any] | None = None) -> Quantized:
@@ -306,16 +318,17 @@ def _merge(magnitude: np.ndarray, block_size: int | None) -> np.ndarray:
 def quantize_layer(weight: np.ndarray, spec: LayerSpec, moments: Moments | None = None) -> Quantized:
     """Quantize a weight (N, K) that `check_weight` accepts.
 
-    Scales of blocks are stored as float16 when all are normal numbers there (if the spec is exact: when all
-    are the same there) and as float32 otherwise, scales of outputs and tensors always as float32.
+    Scales are rounded to the spec's type when all are normal numbers there, and codes are chosen for what
+    is stored; exact ones are stored in it when all are the same there. Otherwise they are float32.
 
     Raises:
         ModelError: the weight holds values near the largest float32, which some codes would overflow.
     """
     if spec.exact is not None:
-        return _pack(weight, spec, spec.exact.block_size, *_exact(spec.exact))
+        return _pack_exact(weight, spec, spec.exact)
     granularity = spec.settled_granularity
-    if scales.block_size(granularity) >= weight.shape[1]:
+    one_block = granularity.startswith("block") and not stored_block_size(granularity, weight.shape[1])
+    if one_block and block_rows(granularity) == 1:
         granularity = "channel"
     if spec.measured:
         assert moments is not None
@@ -325,7 +338,7 @@ def quantize_layer(weight: np.ndarray, spec: LayerSpec, moments: Moments | None 
     if spec.scale:
         given = scales.given_steps(np.array(spec.scale, np.float32)[:, None], spec.levels)
         return _pack(weight, spec, 0, given, np.float32)
-    for scale_type in _scale_types(granularity):
+    for scale_type in _scale_types(spec, granularity):
         steps = scales.fit_planes(
             weight,
             granularity,
@@ -337,20 +350,23 @@ def quantize_layer(weight: np.ndarray, spec: LayerSpec, moments: Moments | None 
         if steps is not None:
             break
     assert steps is not None  # float32 holds every scale
-    return _pack(weight, spec, scales.block_size(granularity), steps, scale_type)
+    return _pack(weight, spec, stored_block_size(granularity, weight.shape[1]), steps, scale_type)
 
 
 def _quantize_measured(weight: np.ndarray, spec: LayerSpec, granularity: str, moments: Moments) -> Quantized:
     """Fit codes and scales to what the inputs do; rows that plain absmean rounding serves better get that."""
-    block_size, scale_type = scales.block_size(granularity), _scale_types(granularity)[0]
+    block_size = stored_block_size(granularity, weight.shape[1])
+    scale_type = _scale_types(spec, granularity)[0]
     exact = np.ascontiguousarray(weight, np.float32)
+    plain = quantize_layer(weight, dataclasses.replace(spec, rounding="absmean"))
+    if scale_type is np.float16:
+        scale_type = plain.scale.dtype.type  # float32 where groups are too small or too large for float16
     problem = Problem.of(exact, moments, diagonal=spec.rounding == "weighted")
     grid = _grid(spec)
     index, theta = fit(problem, grid, block_size, scale_type)
     fitted = _encode_levels(weight, spec, block_size, grid.planes(index, theta), scale_type)
     if spec.integer_bits or spec.offset or spec.levels == 9:
         return fitted
-    plain = quantize_layer(weight, dataclasses.replace(spec, rounding="absmean"))
     worse = problem.errors(fitted.dequantize()) > problem.errors(plain.dequantize())
     if not worse.any() or plain.scale.dtype != fitted.scale.dtype:
         return fitted
@@ -372,10 +388,11 @@ def _encode_levels(
     spec: LayerSpec,
     block_size: int,
     planes: grids.Planes,
-    scale_type: type[np.floating],
+    scale_type: type,
 ) -> Quantized:
     """Pack codes that are known already, and say what they cost."""
     codes, scale, zero_point = planes
+    scale = scale_types.stored(scale, scale_type)
     n, k = weight.shape
     i2s = FORMATS["i2s"]
     quantized = Quantized(
@@ -384,8 +401,8 @@ def _encode_levels(
         k,
         block_size,
         i2s.pack(codes),
-        scale.astype(scale_type),
-        zero_point.astype(scale_type),
+        scale,
+        zero_point.astype(scale.dtype),
         lossless=False,
     )
     parts = scales.over_rows(weight, lambda *rows: _apart(weight, quantized, slice(*rows)))
@@ -403,48 +420,50 @@ def _apart(weight: np.ndarray, quantized: Quantized, rows: slice) -> tuple[float
     return float(((exact - decoded) ** 2).sum()), float((exact**2).sum()), int((decoded == 0).sum())
 
 
-def _scale_types(granularity: str) -> tuple[type[np.floating], ...]:
-    return (np.float16, np.float32) if granularity.startswith("block") else (np.float32,)
+def _scale_types(spec: LayerSpec, granularity: str) -> tuple[type, ...]:
+    """Return the types to try for scales, in turn; float32, which holds all, is the last."""
+    if spec.scale:
+        return (np.float32,)
+    by_default = "float16" if granularity.startswith("block") else "float32"
+    first = scale_types.TYPES[by_default if spec.scale_type == "auto" else spec.scale_type]
+    return (np.float32,) if first is np.float32 else (first, np.float32)
 
 
-def _exact(exact: Exact) -> tuple[np.ndarray, type[np.floating]]:
-    with np.errstate(over="ignore"):
-        fits = exact.block_size and np.array_equal(
-            exact.scale.astype(np.float16).astype(np.float32), exact.scale
-        )
-    return scales.exact_steps(exact.scale), np.float16 if fits else np.float32
+def _pack_exact(weight: np.ndarray, spec: LayerSpec, exact: Exact) -> Quantized:
+    may_be_narrow = spec.scale_type != "float32" and (exact.block_size or spec.scale_type != "auto")
+    scale = scale_types.narrowest(exact.scale) if may_be_narrow else exact.scale
+    return _pack(weight, spec, exact.block_size, scales.exact_steps(exact.scale), scale.dtype.type)
 
 
 def _pack(
-    weight: np.ndarray, spec: LayerSpec, block_size: int, steps: np.ndarray, scale_type: type[np.floating]
+    weight: np.ndarray, spec: LayerSpec, block_size: int, steps: np.ndarray, scale_type: type
 ) -> Quantized:
     def assign(*planes_and_rows: Any) -> tuple[float, float, bool, int]:
         return _native.assign(weight, steps, block_size, *planes_and_rows)
 
-    scale = steps[..., 3].astype(scale_type)
-    zero_point = np.ones((steps.shape[0], 1, 1), scale_type)
+    scale = scale_types.stored(steps[..., 3], scale_type)
+    zero_point = np.ones((steps.shape[0], 1, 1), scale.dtype)
     return _encode(weight, spec, block_size, scale, zero_point, assign)
 
 
 def _quantize_integer(weight: np.ndarray, spec: LayerSpec, granularity: str) -> Quantized:
     """Planes of base-4 digits of the rounded weights: see reference.quantize_integer."""
-    bits, block_size = spec.integer_bits, scales.block_size(granularity)
+    bits, block_size = spec.integer_bits, stored_block_size(granularity, weight.shape[1])
     most: np.ndarray = np.array(spec.scale, np.float32)[:, None]
     if not spec.scale:
         most = scales.largest(weight, granularity) / np.float32(2 ** (bits - 1) - 1)
     powers = np.array([[[4**p]] for p in reversed(range(bits // 2))], np.float32)
-    for scale_type in _scale_types(granularity):
+    for scale_type in _scale_types(spec, granularity):
         with np.errstate(over="ignore"):
-            s = most.astype(scale_type).astype(np.float32)
-            s = ((s.view(np.uint32) + np.uint32(0x80)) & np.uint32(0xFFFFFF00)).view(np.float32)
-            scale = (s * powers).astype(scale_type)
-        normal = (s >= np.finfo(scale_type).smallest_normal) & (scale[0] <= np.finfo(scale_type).max)
-        if (normal | (most == 0)).all():
+            s = scale_types.upwards(most, scale_type)
+            held = scale_types.is_held(np.stack([s, s * powers[0, 0, 0]]), scale_type).all(axis=0)
+        if (held | (most == 0)).all():
             break
+    scale = scale_types.stored(s * powers, scale_type)
     with np.errstate(divide="ignore", over="ignore"):
         factor = np.float32(1) / s
     factor[~np.isfinite(factor)] = 0
-    zero_point = np.zeros((bits // 2, 1, 1), scale_type)
+    zero_point = np.zeros((bits // 2, 1, 1), scale.dtype)
     zero_point[0] = 2
 
     def assign(*planes_and_rows: Any) -> tuple[float, float, bool, int]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_bitnet.errors import RecipeError
+from onnx_bitnet.granularity import block_size
 
 MODES = ("auto", "lossless", "ternary")
 FORMATS = ("auto", "i2s", "tl1", "tl2", "t5")
@@ -24,7 +25,10 @@ ROUNDINGS = ("auto", "absmean", "twn", "mse", "weighted", "gptq")
 MEASURED_ROUNDINGS = ROUNDINGS[4:]
 # "dynamic": each row by its own peak; the others: one step for all rows, from calibration, see ranges.py.
 ACTIVATION_SCALES = ("dynamic", "minmax", "percentile", "mse", "kl", "moving-average")
-ACTIONS = ("keep", "int4", "int8")
+SCALE_TYPES = ("auto", "float32", "float16", "bfloat16")
+INTEGER_ACTIONS = ("int4", "int8")
+FLOAT_ACTIONS = ("fp8e4m3", "fp8e5m2", "fp4e2m1")
+ACTIONS = ("keep", *INTEGER_ACTIONS, *FLOAT_ACTIONS)
 TARGETS = ("custom", "ort", "simulate", "float")
 _CHOICES: Mapping[str, tuple[object, ...]] = {
     "mode": MODES,
@@ -32,6 +36,7 @@ _CHOICES: Mapping[str, tuple[object, ...]] = {
     "rounding": ROUNDINGS,
     "planes": (1, 2, 3, 4),
     "levels": (3, 4, 9),
+    "scale_type": SCALE_TYPES,
     "activation_bits": ("auto", 8, 16, 32),
     "activation_scale": ACTIVATION_SCALES,
 }
@@ -39,6 +44,7 @@ _OVERRIDABLE = (
     "mode",
     "format",
     "granularity",
+    "scale_type",
     "rounding",
     "planes",
     "levels",
@@ -59,9 +65,11 @@ class Rule:
         match: glob on the layer name (`*attention*`), or a regular expression after `re:`.
         op_type: ONNX operator the layer was exported as, for example `Gemm`.
         min_size: smallest number of weights.
-        action: `keep` leaves the layer float; `int4` and `int8` store 4- or 8-bit codes as planes of i2s.
-        overrides: recipe fields for these layers: mode, format, granularity, rounding, planes, levels,
-            activation_bits, activation_scale, rotation, offset.
+        action: `keep` leaves the layer float; `int4` and `int8` store 4- or 8-bit codes as planes of i2s;
+            `fp8e4m3`, `fp8e5m2` and `fp4e2m1` round to such floats times scales (per output, fp4 in blocks of
+            32): with target `simulate`, and 8 bits with `ort`, whose MatMul then computes in float.
+        overrides: recipe fields for these layers: mode, format, granularity, scale_type, rounding, planes,
+            levels, activation_bits, activation_scale, rotation, offset.
         scale: step between two codes in place of one that is fitted: a positive number for the weight,
             or one for each output. The layers are packed in one plane, or as integers by the action; for
             these it is rounded to 16 significant bits.
@@ -76,13 +84,16 @@ class Rule:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", _scale(self.match, self.scale))
-        if self.scale is not None and (self.action == "keep" or "granularity" in self.overrides):
-            raise RecipeError(f"rule {self.match!r}: a scale goes with neither keep nor a granularity")
+        no_scale = ("keep", *FLOAT_ACTIONS)
+        if self.scale is not None and (self.action in no_scale or "granularity" in self.overrides):
+            raise RecipeError(
+                f"rule {self.match!r}: a scale goes with neither {', '.join(no_scale)} nor a granularity"
+            )
         if self.action is not None and self.action not in ACTIONS:
             raise RecipeError(
                 f"rule {self.match!r}: unknown action {self.action!r}; use one of {', '.join(ACTIONS)}"
             )
-        if self.action in ("int4", "int8"):
+        if self.action in INTEGER_ACTIONS:
             check_layer_fields({"levels": 4, "format": self.overrides.get("format", "i2s")})
         for key in self.overrides:
             if key not in _OVERRIDABLE:
@@ -141,7 +152,12 @@ class Recipe:
             `tl1` is not, and the three hold ternary codes only. Speed and results are the same.
         layout: `panel` stores i2s codes in the order in which kernels read them, which they then do where the
             file is mapped: a session starts at once and keeps no copy, but runs slower from small pages.
-        granularity: what shares a scale: `tensor`, `channel`, `block:128`, or `auto`.
+        granularity: what shares a scale: `tensor`, `channel`, `block:128`, or `auto`; in `block:2x16` two
+            outputs share what `block:16` has for each, which saves no bytes: the ops have scales by output.
+        scale_type: `float32`, `float16` or `bfloat16`; codes are chosen for scales so rounded, which are
+            stored as float32, or as float16 where they fit it. `auto` is float16 for blocks, float32
+            otherwise. Where a scale is no normal number of the type, or a weight is exactly ternary and a
+            scale is not the same in it, all of the layer's are float32.
         rounding: how codes and scales are chosen for weights that are not ternary:
             `absmean` (BitNet b1.58), `twn` (Ternary Weight Networks), `mse` (exact optimum); with calibration
             data also `weighted` (the optimum weighted by how large each input is) and `gptq` (codes make good
@@ -181,6 +197,7 @@ class Recipe:
     format: str = "auto"
     layout: str = "canonical"
     granularity: str = "auto"
+    scale_type: str = "auto"
     rounding: str = "auto"
     planes: int = 1
     levels: int = 3
@@ -217,10 +234,27 @@ class Recipe:
         if self.target == "ort" and any(scale not in (None, "dynamic") for scale in scales):
             raise RecipeError("target 'ort' has no static activation scales; leave activation_scale dynamic")
         for rule in self.rules:
-            if self.mode == "lossless" and (rule.action in ("int4", "int8") or "mode" in rule.overrides):
+            self._check_floats(rule)
+            changes = rule.action in (*INTEGER_ACTIONS, *FLOAT_ACTIONS) or "mode" in rule.overrides
+            if self.mode == "lossless" and changes:
                 raise RecipeError(
                     f"rule {rule.match!r}: mode 'lossless' changes no value; use mode 'auto' with this rule"
                 )
+
+    def _check_floats(self, rule: Rule) -> None:
+        """Refuse floats for which there is no kernel."""
+        if rule.action not in FLOAT_ACTIONS:
+            return
+        if self.target == "custom":
+            raise RecipeError(
+                f"rule {rule.match!r}: the packed ops hold no {rule.action}; use int8 or int4, or target "
+                "'simulate' or 'ort'"
+            )
+        if self.target == "ort" and rule.action == "fp4e2m1":
+            raise RecipeError(
+                f"rule {rule.match!r}: onnxruntime (up to 1.31) has no CPU kernel for fp4e2m1; use int4, or "
+                "target 'simulate'"
+            )
 
     def _check_goals(self) -> None:
         for name, most in (("min_cosine", 1.0), ("min_sqnr", math.inf)):
@@ -291,18 +325,6 @@ def check_layer_fields(fields: Mapping[str, Any]) -> None:
         _one_of_bools("offset", fields["offset"])
     if "granularity" in fields:
         block_size(fields["granularity"])
-
-
-def block_size(granularity: str) -> int | None:
-    """Return B of `block:B`, or None for `auto`, `tensor` and `channel`."""
-    if granularity in ("auto", "tensor", "channel"):
-        return None
-    match = re.fullmatch(r"block:(\d+)", str(granularity))
-    if match is None or not 16 <= int(match[1]) <= 65536 or int(match[1]) % 16:
-        raise RecipeError(
-            f"granularity {granularity!r} is none of auto, tensor, channel or block:B with B a multiple of 16"
-        )
-    return int(match[1])
 
 
 _LEAST_SCALE, _LARGEST_SCALE = 1e-30, 1e30

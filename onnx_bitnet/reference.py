@@ -500,8 +500,8 @@ def quantize_integer(
     """Quantize symmetrically to 4- or 8-bit integers q, w ~ s * q, as bits / 2 planes of two-bit codes.
 
     The planes are the base-4 digits of q + 2^(bits - 1), highest first, with scales s * 4^i and zero points
-    2, 0, 0, 0. s is max|w| / (2^(bits - 1) - 1), rounded to 16 significant bits (or to float16) so that s * q
-    is exact in float32.
+    2, 0, 0, 0. s is max|w| / (2^(bits - 1) - 1), rounded up to 16 significant bits (float16: 11, bfloat16: 8)
+    so that s * q is exact in float32 and nothing is clipped.
 
     Returns:
         codes uint8 (P, N, K), scale (P, N or 1, G or 1) and zero_point (P, 1, 1) of `scale_type`.
@@ -509,8 +509,9 @@ def quantize_integer(
     top = np.float32(2 ** (bits - 1) - 1)
     groups = split(w, granularity)
     largest = np.array([[np.abs(group).max() for group in row] for row in groups], np.float32)
-    s = (largest / top).astype(scale_type).astype(np.float32)
-    s = ((s.view(np.uint32) + 0x80) & 0xFFFFFF00).view(np.float32)
+    mantissa, exponent = np.frexp((largest / top).astype(np.float64))
+    kept = {"float32": 16, "float16": 11, "bfloat16": 8}[np.dtype(scale_type).name]
+    s = np.ldexp(np.ceil(np.ldexp(mantissa, kept)), exponent - kept).astype(np.float32)
     with np.errstate(divide="ignore", over="ignore"):
         factor = np.float32(1) / s
     factor[~np.isfinite(factor)] = 0  # zeros, or weights too small for float32 arithmetic
@@ -527,6 +528,25 @@ def quantize_integer(
         np.stack([(s * 2**power).astype(scale_type) for power in powers]),
         zero_point,
     )
+
+
+def dequantize_linear(weight: np.ndarray, scale: np.ndarray, block_size: int, rows: slice) -> np.ndarray:
+    """Decode some outputs of a weight behind DequantizeLinear.
+
+    Args:
+        weight: (K, N), of any type.
+        scale: float32 (), (N,), or (ceil(K / block_size), N) with blocks.
+        block_size: inputs that share a scale; 0 for all.
+        rows: which outputs.
+
+    Returns:
+        float32 (rows, K).
+    """
+    v = weight[:, rows].astype(np.float32)
+    s = scale[..., rows] if scale.ndim else scale
+    group = np.arange(len(v)) // block_size if block_size else 0
+    decoded: np.ndarray = v * (s[group] if s.ndim == 2 else s)
+    return decoded.T
 
 
 def dequantize_nbits(weight: np.ndarray, scale: np.ndarray, bits: int, k: int) -> np.ndarray:

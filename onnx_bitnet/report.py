@@ -81,8 +81,9 @@ class Layer:
         reason: why it was left, None if it was converted.
         detail: the reason's particulars in words; of a converted layer, why it has this format.
         format: canonical format of the packed weight; for other targets `nbits2`, `nbits4` and `nbits8`
-            (MatMulNBits), `int8` (DynamicQuantizeMatMul), `float32` or `float16`.
-        granularity: `tensor`, `channel` or `block:B`.
+            (MatMulNBits), `int8` (DynamicQuantizeMatMul), `fp8e4m3`, `fp8e5m2`, `float32` or `float16`.
+        granularity: `tensor`, `channel`, `block:B` or `block:RxB`.
+        scale_type: type in which its scales are stored, `float32` or `float16`; empty if it has none.
         planes: planes of codes.
         activation_bits: 8, 16 or 32.
         activation_scale: the step of statically quantized activations, 0 if each row has its own.
@@ -107,6 +108,7 @@ class Layer:
     detail: str = ""
     format: str | None = None
     granularity: str | None = None
+    scale_type: str = ""
     planes: int = 0
     activation_bits: int = 0
     activation_scale: float = 0.0

@@ -13,7 +13,9 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from onnx_bitnet import _native, recipe
+from onnx_bitnet import _native
+from onnx_bitnet.granularity import block_rows, block_size
+from onnx_bitnet.scale_types import nearest
 
 T = TypeVar("T")
 
@@ -54,17 +56,22 @@ def fit_planes(
     *,
     levels: int,
     planes: int,
-    scale_type: type[np.floating],
+    scale_type: type,
 ) -> np.ndarray | None:
     """Return the steps of all planes, each fitted to what the planes before it leave.
 
     Scales are rounded to `scale_type` before the codes are chosen. None if one is not a normal number of it.
     """
+    shared = block_rows(granularity)
+    if shared > 1:
+        laid_out, flat = _laid_out(weight, granularity)
+        found = fit_planes(laid_out, flat, rounding, levels=levels, planes=planes, scale_type=scale_type)
+        return None if found is None else _shared_by(shared, found, weight.shape[0], axis=1)
     rows = 1 if granularity == "tensor" else weight.shape[0]
     steps = np.empty((0, rows, group_count(weight, granularity), 4), np.float32)
     for _ in range(planes):
         if rounding == "mse":
-            scale = _store(_least_squares(weight, steps, granularity, levels), scale_type)
+            scale = nearest(_least_squares(weight, steps, granularity, levels), scale_type)
             step = _nearest(scale, levels)
         else:
             step = _fit_mean(weight, steps, granularity, rounding, levels, scale_type)
@@ -76,15 +83,31 @@ def fit_planes(
 
 def largest(weight: np.ndarray, granularity: str) -> np.ndarray:
     """Return max|w| of each group as float32 (N or 1, G)."""
+    shared = block_rows(granularity)
+    if shared > 1:
+        return _shared_by(shared, largest(*_laid_out(weight, granularity)), weight.shape[0], axis=0)
     groups = group_count(weight, granularity)
     moments = _moments(weight, np.empty((0, 1, groups, 4), np.float32), granularity)
     most: np.ndarray = np.maximum(moments[..., 2], -moments[..., 1])
     return most.astype(np.float32)
 
 
-def block_size(granularity: str) -> int:
-    """Return B of `block:B`, and 0 for `tensor` and `channel`."""
-    return recipe.block_size(granularity) or 0
+def _laid_out(weight: np.ndarray, granularity: str) -> tuple[np.ndarray, str]:
+    """Lay out the R rows of each block `RxB` one behind the other, so that it becomes one of `block:R*B`.
+
+    What is missing in the last blocks counts as zeros.
+    """
+    rows, size = block_rows(granularity), block_size(granularity)
+    n, k = weight.shape
+    size = min(size, k + -k % 16)
+    padded = np.pad(weight, ((0, -n % rows), (0, -k % size)))
+    blocks = padded.reshape(-1, rows, padded.shape[1] // size, size).swapaxes(1, 2)
+    return np.ascontiguousarray(blocks).reshape(len(blocks), -1), f"block:{rows * size}"
+
+
+def _shared_by(rows: int, values: np.ndarray, n: int, axis: int) -> np.ndarray:
+    """Give each of N outputs the values of its block of `rows`."""
+    return np.repeat(values, rows, axis=axis).take(range(n), axis=axis)
 
 
 def group_count(weight: np.ndarray, granularity: str) -> int:
@@ -111,24 +134,13 @@ def _nearest(scale: np.ndarray, levels: int) -> np.ndarray:
     return np.stack([np.sign(scale), size * np.float32(0.5), high, scale], axis=-1)
 
 
-def _store(scale: np.ndarray, scale_type: type[np.floating]) -> np.ndarray:
-    """Round float32 scales to a type; NaN where the result is neither normal nor 0."""
-    if scale_type is np.float32:
-        return scale
-    with np.errstate(over="ignore"):
-        stored = scale.astype(scale_type).astype(np.float32)
-    limits = np.finfo(scale_type)
-    fits = (np.abs(stored) >= limits.smallest_normal) & (np.abs(stored) <= limits.max) | (scale == 0)
-    return np.where(fits, stored, np.float32(np.nan))
-
-
 def _fit_mean(
     weight: np.ndarray,
     steps: np.ndarray,
     granularity: str,
     rounding: str,
     levels: int,
-    scale_type: type[np.floating],
+    scale_type: type,
 ) -> np.ndarray:
     """Fit the next plane by the rules that start from mean|w|: absmean and twn."""
     moments = _moments(weight, steps, granularity)
@@ -136,7 +148,7 @@ def _fit_mean(
     flip = (levels == 4) & (-moments[..., 1] > moments[..., 2])
     sign = np.where(flip, np.float32(-1), np.float32(1))
     if rounding == "absmean":
-        scale = _store(sign * np.maximum(mean, np.float32(1e-5)), scale_type)
+        scale = nearest(sign * np.maximum(mean, np.float32(1e-5)), scale_type)
         factor, low = np.float32(1) / scale, np.full_like(mean, 0.5)
     else:
         factor, low = sign, np.float32(0.7) * mean
@@ -145,7 +157,7 @@ def _fit_mean(
     if rounding == "twn":
         trial = np.stack([factor, low, high, low], axis=-1)
         a, b = _products(weight, np.concatenate([steps, trial[None]]), granularity)
-        scale = _store((sign * a / np.maximum(b, 1)).astype(np.float32), scale_type)
+        scale = nearest((sign * a / np.maximum(b, 1)).astype(np.float32), scale_type)
     step = np.stack([factor, low, high, scale], axis=-1)
     step[moments[..., 0] == 0] = [0, 0, np.inf, 0]
     return step

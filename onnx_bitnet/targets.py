@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from onnx_bitnet.floats import Floats
 from onnx_bitnet.nbits import DynamicInt8, NBits, integers
 from onnx_bitnet.quantize import LayerSpec, Quantized
 from onnx_bitnet.rewrite.plain import Plain, replace_plain
@@ -15,19 +16,21 @@ from onnx_bitnet.rewrite.replace import Shared, replace
 from onnx_bitnet.rewrite.stock import replace_stock
 from onnx_bitnet.rotation import Rotation
 
-Stored = Quantized | NBits | DynamicInt8 | Plain
+Stored = Quantized | Floats | NBits | DynamicInt8 | Plain
 
 
-def store(quantized: Quantized, linear: Linear, spec: LayerSpec, target: str) -> Stored:
+def store(quantized: Quantized | Floats, linear: Linear, spec: LayerSpec, target: str) -> Stored:
     """Bring a quantized weight into the form that a target wants; nothing is lost.
 
-    With target `ort`, 8-bit weights without blocks that are to meet 8-bit activations become
-    DynamicQuantizeMatMul, all others MatMulNBits.
+    With target `ort`, floats meet DequantizeLinear, 8-bit integers without blocks that are to meet 8-bit
+    activations DynamicQuantizeMatMul, and all others MatMulNBits.
     """
-    if target == "custom":
+    if target == "custom" and isinstance(quantized, Quantized):
         return quantized
     if target == "simulate":
         return Plain.of(quantized.dequantize(), linear)
+    if isinstance(quantized, Floats):
+        return quantized
     found = integers(quantized)
     assert found is not None, "decide keeps what has no integers"
     if found.bits == 8 and found.block_size == 0 and spec.dynamic_int8:
@@ -53,7 +56,7 @@ def put(
         return replace(
             model, linear, stored, activation_bits=bits, activation_scale=step, layout=layout, **turned
         )
-    if isinstance(stored, Plain):
+    if isinstance(stored, (Plain, Floats)):
         replace_plain(model, linear, stored, activation_bits=bits, activation_scale=step, **turned)
     else:
         replace_stock(model, linear, stored, activation_bits=bits, **turned)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -16,6 +18,7 @@ from onnx_bitnet.errors import DataError, ModelError, RecipeError
 from onnx_bitnet.grids import Grid, affine, free_planes, integers, nine
 from onnx_bitnet.quantize import LayerSpec, quantize_layer
 from onnx_bitnet.rotation import rotation
+from onnx_bitnet.scale_types import TYPES
 
 GRIDS = {
     "ternary": (free_planes(1, 3), {}),
@@ -117,6 +120,20 @@ def test_it_beats_plain_rounding_by_far(fields):
         assert (problem.errors(got.dequantize()) <= problem.errors(plain.dequantize())).all()
         assert problem.errors(got.dequantize()).sum() < 0.7 * problem.errors(plain.dequantize()).sum()
     assert got.dequantize().shape == w.shape
+
+
+@pytest.mark.parametrize("fields", FIELDS.values(), ids=FIELDS)
+def test_scales_are_of_the_type_asked_for(fields):
+    x, w = inputs(), weight()
+    for name in ("bfloat16", "float16", "float32"):
+        spec = LayerSpec(granularity="block:64", rounding="gptq", scale_type=name, **fields)
+        packed = quantize_layer(w, spec, moments(x))
+        wide, kind = packed.scale.astype(np.float32), TYPES[name]
+        assert packed.scale.dtype == (np.float32 if name == "float32" else np.float16)
+        np.testing.assert_array_equal(wide.astype(kind).astype(np.float32), wide)
+    tiny = quantize_layer(1e-5 * w, replace(spec, scale_type="float16"), moments(x))
+    assert tiny.scale.dtype == np.float32
+    assert tiny.zeros < 0.9
 
 
 def test_weighted_fits_to_the_size_of_each_input():
@@ -312,6 +329,14 @@ def test_one_matrix_has_no_data():
 def test_what_cannot_be_is_an_error(model, recipe, message):
     with pytest.raises(RecipeError, match=message):
         bn.plan(model, {"mode": "ternary"} | recipe)
+
+
+def test_outputs_that_share_scales_are_rounded_without_data(model):
+    recipe = {"mode": "ternary", "granularity": "block:2x16"}
+    with_data, without = (bn.plan(model, recipe, data=data) for data in (batches(1), None))
+    assert [layer.sqnr_db for layer in with_data.layers] == [layer.sqnr_db for layer in without.layers]
+    with pytest.raises(RecipeError, match="fits each output; use granularity channel"):
+        bn.plan(model, recipe | {"rounding": "gptq"}, data=batches(1))
 
 
 def test_data_must_suit_the_rounding(model):

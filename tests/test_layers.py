@@ -10,12 +10,12 @@ import onnx_bitnet
 ROOT = Path(onnx_bitnet.__file__).parent
 # Bottom first; what stands in one row may import from its own row.
 STACK = [
-    ["errors", "report", "reference", "_native"],
+    ["errors", "report", "reference", "scale_types", "granularity", "_native"],
     ["recipe", "spill", "kernels", "formats"],
     ["scales", "activations", "grids", "rotation"],
     ["compensate"],
     ["quantize", "ranges"],
-    ["nbits"],
+    ["nbits", "floats"],
     ["rewrite", "runtime", "torch", "weights"],
     ["sources", "feeds", "inputs", "random_feeds", "replay"],
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis.extra import numpy as arrays
 from onnx_bitnet import _native, reference, scales
 from onnx_bitnet.errors import ModelError, RecipeError
 from onnx_bitnet.formats import FORMATS
+from onnx_bitnet.granularity import block_size
 from onnx_bitnet.quantize import LayerSpec, check_weight, detect, quantize, quantize_layer
 from onnx_bitnet.recipe import Recipe
 
@@ -83,6 +85,92 @@ def test_integers_equal_the_oracle(granularity, bits, dtype):
     assert np.array_equal(packed.dequantize(), decode(packed))
 
 
+@pytest.mark.parametrize("name", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("rounding", [*ROUNDINGS, "int4", "int8"])
+def test_codes_are_chosen_for_scales_of_the_type_asked_for(rounding, granularity, name):
+    weight = normal((9, 160), size=0.5)
+    bits = {"int4": 4, "int8": 8}.get(rounding, 0)
+    spec = LayerSpec(granularity=granularity, scale_type=name)
+    kind = ml_dtypes.bfloat16 if name == "bfloat16" else np.dtype(name).type
+    if bits:
+        packed = quantize_layer(weight, replace(spec, integer_bits=bits))
+        codes, scale, _ = reference.quantize_integer(weight, granularity, bits, kind)
+    else:
+        packed = quantize_layer(weight, replace(spec, rounding=rounding))
+        codes, scale = reference.quantize_weight(weight, granularity, rounding, scale_type=kind)
+    assert packed.scale.dtype == (np.float32 if name == "float32" else np.float16)
+    assert packed.zero_point.dtype == packed.scale.dtype
+    assert np.array_equal(packed.scale.astype(np.float32), scale.astype(np.float32))
+    assert np.array_equal(packed.scale.astype(kind).astype(np.float32), packed.scale.astype(np.float32))
+    assert np.array_equal(packed.codes(), codes)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_symmetric_integers_use_their_full_range(bits):
+    """-2^(bits - 1) to 2^(bits - 1) - 1, with a scale that is given or fitted."""
+    integers = np.arange(-(2 ** (bits - 1)), 2 ** (bits - 1), dtype=np.float32)
+    for sign in (1, -1) if bits == 2 else (1,):
+        weight = sign * np.float32(0.5) * np.tile(integers, (3, 2))
+        spec = LayerSpec(granularity="channel", levels=4)
+        if bits > 2:
+            spec = LayerSpec(integer_bits=bits, granularity="tensor", scale=(0.5,))
+        packed = quantize_layer(weight, spec)
+        assert packed.lossless
+        assert np.array_equal(packed.dequantize(), weight)
+
+
+@pytest.mark.parametrize("shape", [(6, 96), (7, 100), (3, 20)])
+@pytest.mark.parametrize("planes", [1, 2])
+@pytest.mark.parametrize("rounding", ["mse", "twn", "absmean", "int4"])
+@pytest.mark.parametrize(("rows", "size"), [(2, 16), (4, 48)])
+def test_blocks_of_several_outputs_are_one_group(rounding, rows, size, planes, shape):
+    weight = normal(shape)
+    spec = LayerSpec(granularity=f"block:{rows}x{size}", planes=planes, scale_type="float32")
+    if rounding == "int4":
+        packed = quantize_layer(weight, replace(spec, integer_bits=4))
+    else:
+        packed = quantize_layer(weight, replace(spec, rounding=rounding))
+    assert packed.scale.shape[1:] == (shape[0], -(-shape[1] // size))
+    step = packed.block_size or shape[1]
+    for top, left in itertools.product(range(0, shape[0], rows), range(0, shape[1], step)):
+        part = (slice(top, top + rows), slice(left, left + step))
+        tile = np.zeros((rows, min(size, -(-shape[1] // 16) * 16)), np.float32)
+        inside = weight[part]
+        tile[: inside.shape[0], : inside.shape[1]] = inside
+        if rounding == "int4":
+            codes, scale, _ = reference.quantize_integer(tile.reshape(1, -1), "tensor", 4)
+        else:
+            codes, scale = reference.quantize_weight(tile.reshape(1, -1), "tensor", rounding, planes=planes)
+        codes = codes.reshape(-1, *tile.shape)[:, : inside.shape[0], : inside.shape[1]]
+        assert (packed.scale[:, top : top + rows, left // step] == scale[:, :, 0]).all()
+        assert np.array_equal(packed.codes()[:, *part], codes)
+    assert np.array_equal(packed.dequantize(), decode(packed))
+
+
+@pytest.mark.parametrize("bits", [0, 4, 8])
+def test_scales_that_a_type_cannot_hold_are_float32(bits):
+    for size in (1e-6, 1e6):
+        spec = LayerSpec(granularity="channel", integer_bits=bits, scale_type="float16")
+        assert quantize_layer(normal((4, 64), size=size), spec).scale.dtype == np.float32
+        packed = quantize_layer(normal((4, 64), size=size), replace(spec, scale_type="bfloat16"))
+        assert packed.scale.dtype == np.float32
+        assert np.array_equal(packed.scale.astype(ml_dtypes.bfloat16).astype(np.float32), packed.scale)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("name", ["auto", "float32", "float16", "bfloat16"])
+def test_ternary_weights_are_lossless_whatever_the_scale_type(name, dtype):
+    for granularity in ("tensor", "channel", "block:32", "block:128"):
+        weight = ternary((40, 256), granularity, dtype)
+        packed = quantize_layer(weight, replace(LayerSpec(scale_type=name), exact=detect(weight)))
+        assert packed.lossless
+        assert np.array_equal(packed.dequantize().astype(dtype), weight)
+        half = name in ("float16", "bfloat16") or (name == "auto" and granularity.startswith("block"))
+        if dtype is np.float16:
+            assert packed.scale.dtype == (np.float16 if half else np.float32)
+
+
 @pytest.mark.parametrize(("levels", "grid"), [(3, (-1, 0, 1)), (4, (-1, 0, 1, 2))])
 def test_mse_is_the_optimum_over_all_codes(levels, grid):
     for seed in range(20):
@@ -138,8 +226,8 @@ def test_integers_are_within_half_a_step(weight, bits):
     step = np.repeat(packed.scale[-1].astype(np.float32), packed.block_size or packed.k, axis=1)[
         :, : packed.k
     ]
-    # The step is rounded by at most 2^-11, and with it the largest weight by 2^(bits - 1) times as much.
-    assert np.all(np.abs(packed.dequantize() - weight) <= step * (0.5 + 2.0 ** (bits - 12)) + 1e-12)
+    # The step is rounded up, so nothing is clipped.
+    assert np.all(np.abs(packed.dequantize() - weight) <= step * (0.5 + 2.0 ** (bits - 24)) + 1e-12)
 
 
 def test_more_planes_leave_less():
@@ -260,7 +348,7 @@ def ternary(shape, granularity, dtype, seed=0):
     rng = np.random.default_rng(seed)
     t = rng.integers(-1, 2, shape)
     t[:, ::32] = 1  # no group is all zeros, so that groups do not merge
-    size = scales.block_size(granularity) or shape[1]
+    size = block_size(granularity) or shape[1]
     groups = -(-shape[1] // size)
     s = rng.uniform(0.01, 0.1, (shape[0], groups))
     if granularity == "tensor":
@@ -276,7 +364,7 @@ def ternary(shape, granularity, dtype, seed=0):
 def test_ternary_is_found_and_lossless(granularity, dtype, k):
     weight = ternary((40, k), granularity, dtype)
     exact, expected = detect(weight), reference.find_ternary(weight)
-    assert exact.block_size == expected[0] == scales.block_size(granularity)
+    assert exact.block_size == expected[0] == block_size(granularity)
     assert np.array_equal(exact.scale, expected[1])
     packed = quantize(np.ascontiguousarray(weight.T).T)
     assert packed.granularity == granularity

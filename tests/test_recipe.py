@@ -7,7 +7,8 @@ import json
 import pytest
 
 from onnx_bitnet.errors import RecipeError
-from onnx_bitnet.recipe import Recipe, Rule, block_size
+from onnx_bitnet.granularity import block_rows, block_size
+from onnx_bitnet.recipe import Recipe, Rule
 
 
 def test_defaults_are_those_of_the_design():
@@ -79,6 +80,10 @@ def test_a_recipe_file_is_read(tmp_path, suffix):
         ({"format": "tl9"}, "format = 'tl9' is not known"),
         ({"granularity": "block:100"}, "multiple of 16"),
         ({"granularity": "row"}, "granularity 'row' is none of"),
+        ({"granularity": "block:2x8"}, "granularity 'block:2x8' is none of"),
+        ({"granularity": "block:0x16"}, "granularity 'block:0x16' is none of"),
+        ({"granularity": "block:8192x16"}, "at most 65536 weights in a block"),
+        ({"scale_type": "fp16"}, "scale_type = 'fp16' is not known"),
         ({"planes": 5}, "planes = 5 is not known.*use one of 1, 2, 3, 4"),
         ({"planes": True}, "planes = True"),
         ({"levels": 5}, "levels = 5"),
@@ -118,7 +123,9 @@ def test_a_bad_recipe_file_is_named(tmp_path, name, text, message):
 
 def test_block_size_reads_granularity():
     assert block_size("block:128") == 128
-    assert block_size("channel") is None
+    assert block_size("channel") == 0
+    assert (block_rows("block:2x16"), block_size("block:2x16")) == (2, 16)
+    assert block_rows("block:32") == block_rows("tensor") == 1
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,37 @@ def test_float_of_custom_is_simulate(mixed, tmp_path, name):
     assert ops(tmp_path / "float.onnx") == ["MatMul"] * 3
 
 
+@pytest.mark.parametrize("name", ["float32", "float16", "bfloat16"])
+def test_scale_types_are_rounded_alike_for_all_targets(mixed, tmp_path, name):
+    rule = {"match": "layer.b", "action": "int4", "scale_type": name, "granularity": "block:32"}
+    recipe = {"mode": "ternary", "rules": [rule], "activation_bits": 32}
+    stored = {}
+    for target in ("custom", "ort", "simulate"):
+        report = convert(mixed, tmp_path / f"{target}.onnx", recipe | {"target": target})
+        assert bn.plan(mixed, recipe | {"target": target}).output_bytes == report.output_bytes
+        stored[target] = report.layers[1].scale_type
+    wanted = "float32" if name == "float32" else "float16"
+    assert stored == {"custom": wanted, "ort": "float32", "simulate": ""}
+    x = {"x": np.random.default_rng(0).standard_normal((3, K), np.float32)}
+    want, *others = (run(tmp_path / f"{target}.onnx", x)[0] for target in ("simulate", "custom", "ort"))
+    for got in others:
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rule", [{}, {"action": "int4"}], ids=["ternary", "int4"])
+def test_blocks_of_several_outputs_go_to_all_targets(mixed, tmp_path, rule):
+    rule = {"match": "layer.b", "mode": "ternary", "granularity": "block:2x16", **rule}
+    for target in ("custom", "ort", "simulate"):
+        recipe = {"rules": [rule], "activation_bits": 32, "target": target}
+        report = convert(mixed, tmp_path / f"{target}.onnx", recipe)
+        assert bn.plan(mixed, recipe).output_bytes == report.output_bytes
+        assert report.layers[1].granularity == "block:2x16"
+    x = {"x": np.random.default_rng(0).standard_normal((3, K), np.float32)}
+    want, *others = (run(tmp_path / f"{target}.onnx", x)[0] for target in ("simulate", "custom", "ort"))
+    for got in others:
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
 def test_simulated_ternary_weights_are_packed_without_loss(mixed, tmp_path):
     recipe = {"mode": "ternary", "granularity": "block:32"}
     bn.convert(mixed, tmp_path / "simulated.onnx", recipe | {"target": "simulate"})

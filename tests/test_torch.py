@@ -59,7 +59,10 @@ def test_float_activations_stay_as_they_are():
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_weights_are_rounded_as_the_oracle_does(granularity):
     bit = layer(granularity)
-    codes, scale = reference.quantize_weight(bit.weight.detach().numpy(), granularity, "absmean")
+    stored = np.float16 if granularity == "block:32" else np.float32
+    codes, scale = reference.quantize_weight(
+        bit.weight.detach().numpy(), granularity, "absmean", scale_type=stored
+    )
     wide = np.repeat(scale[0], 32 if granularity == "block:32" else 80, axis=1)[:, :80]
     expected = (codes[0].astype(np.float32) - 1) * wide
     np.testing.assert_allclose(bit.ternary().detach().numpy(), expected, rtol=1e-6)
@@ -208,6 +211,8 @@ def test_exported_model_converts_losslessly(granularity, tmp_path):
     assert report.lossless
     assert [layer.activation_bits for layer in report.converted] == [8, 8]
     assert {layer.granularity for layer in report.converted} == {granularity}
+    stored = "float16" if granularity == "block:32" else "float32"
+    assert {layer.scale_type for layer in report.converted} == {stored}
     (y,) = bn.session(tmp_path / "packed.onnx").run(None, {"x": x.numpy()})
     np.testing.assert_allclose(y, expected, atol=2e-5)
     if granularity == "tensor":

@@ -9,6 +9,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
+from onnx_bitnet import reference
+from onnx_bitnet.floats import Floats
 from onnx_bitnet.rewrite.constants import Constant
 from onnx_bitnet.rewrite.functions import DOMAIN
 from onnx_bitnet.rewrite.origins import opset_version
@@ -18,6 +20,7 @@ from onnx_bitnet.rewrite.replace import LAYER, Edit, Shared, declare
 from onnx_bitnet.rotation import Rotation
 
 _AXES_INPUT_SINCE = 18  # opset
+_FLOAT8_SINCE = 9  # IR version
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +73,7 @@ def _fits_float16(array: np.ndarray) -> bool:
 def replace_plain(
     model: ir.Model,
     linear: Linear,
-    plain: Plain,
+    plain: Plain | Floats,
     *,
     activation_bits: int,
     activation_scale: float = 0.0,
@@ -83,7 +86,8 @@ def replace_plain(
     Args:
         model: changed in place.
         linear: found by `scan` in this model, or made from one of `packed_nodes`.
-        plain: its weight; the same object for layers that share it.
+        plain: its weight, for floats of 8 bits behind DequantizeLinear; the same object for layers that share
+            it.
         activation_bits: 8 or 16 quantize and dequantize activations in standard ops, as packed ops do.
         activation_scale: step of statically quantized activations; 0 quantizes each row by its own peak.
         rotation: see replace.replace; the op for it is spelled in standard ops by `spell_out`.
@@ -98,15 +102,35 @@ def replace_plain(
     x = x if half else edit.to_float32(x)
     if activation_bits != 32:
         x, step = _quantized(edit, x, activation_bits, activation_scale)
-    weight = edit.tensor(plain.format, plain.weight, plain)
-    if plain.format == "float16" and not half:
-        weight = edit.to_float32(weight)
+    weight = _dequantized(model, edit, plain) if isinstance(plain, Floats) else _stored(edit, plain, half)
     y = edit.main(ir.Node("", "MatMul", [x, weight]), dtype)
     y = y if step is None else edit.op("Mul", [y, step], dtype)
     bias = None if linear.bias is None else edit.bias(dtype)
     bias = bias if bias_shift is None else edit.shifted_bias(bias_shift)
     y = y if bias is None else edit.op("Add", [y, bias], dtype)
     edit.leave(y if half else edit.to_activations(y))
+
+
+def _stored(edit: Edit, plain: Plain, half: bool) -> ir.Value:
+    """The weight in the type that MatMul computes in."""
+    weight = edit.tensor(plain.format, plain.weight, plain)
+    return edit.to_float32(weight) if plain.format == "float16" and not half else weight
+
+
+def _dequantized(model: ir.Model, edit: Edit, floats: Floats) -> ir.Value:
+    """A weight (K, N) of small floats, made float32 by DequantizeLinear."""
+    model.ir_version = max(model.ir_version, _FLOAT8_SINCE)
+    scale, attributes = floats.scale.T, {}
+    if floats.block_size:
+        attributes = {"axis": 0, "block_size": floats.block_size}
+    else:
+        scale = scale.reshape(scale.size) if floats.scale.shape[0] > 1 else scale.reshape(())
+        attributes = {"axis": 1} if scale.ndim else {}
+    constants = [
+        edit.tensor(floats.format, floats.values, floats),
+        edit.tensor("scale", np.ascontiguousarray(scale).reshape(scale.shape), floats),
+    ]
+    return edit.op("DequantizeLinear", constants, ir.DataType.FLOAT, **attributes)
 
 
 def _quantized(edit: Edit, x: ir.Value, bits: int, static: float) -> tuple[ir.Value, ir.Value]:
@@ -200,12 +224,20 @@ class PlainNode:
         """Return what gives rows of its weight as float32 (rows, K)."""
         value = operand(self.node, 1)
         made_by = value.producer()
+        if made_by is not None and made_by.op_type == "DequantizeLinear":
+            values, scale = (_array(operand(made_by, index)) for index in (0, 1))
+            size = made_by.attributes.get_int("block_size", 0)
+            return lambda rows: reference.dequantize_linear(values, scale, size, rows)
         if made_by is not None and made_by.op_type == "Cast":
             value = operand(made_by, 0)
-        tensor = ir.convenience.get_const_tensor(value)
-        assert tensor is not None
-        weight = tensor.numpy()
+        weight = _array(value)
         return lambda rows: weight[:, rows].T.astype(np.float32)
+
+
+def _array(value: ir.Value) -> np.ndarray:
+    tensor = ir.convenience.get_const_tensor(value)
+    assert tensor is not None
+    return tensor.numpy()
 
 
 def plain_nodes(model: ir.Model) -> Iterator[PlainNode]:

@@ -105,10 +105,12 @@ class BitLinear(nn.Linear):
         return rounding.round_weights(self.weight, self.scales(), self.granularity)
 
     def scales(self) -> Tensor:
-        """Return the scale of each group, float (N or 1, G)."""
+        """Return the scale of each group, float (N or 1, G); those of blocks are such as float16 holds."""
         if self.log_scale is None:
-            return rounding.absmean(self.weight.detach(), self.granularity)
-        return self.log_scale.exp()
+            scale = rounding.absmean(self.weight.detach(), self.granularity)
+        else:
+            scale = self.log_scale.exp()
+        return rounding.storable(scale) if self.granularity.startswith("block") else scale
 
     def extra_repr(self) -> str:
         """Return what print shows."""

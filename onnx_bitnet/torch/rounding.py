@@ -68,6 +68,16 @@ def round_weights(weight: Tensor, scale: Tensor, granularity: str) -> Tensor:
     return rounded.flatten(1)[:, : weight.shape[1]]
 
 
+def storable(scale: Tensor) -> Tensor:
+    """Return scales rounded to float16, in which files store those of blocks; the gradient passes as it is.
+
+    Scales that are no normal numbers there stay as they are: the layer's will then be stored as float32.
+    """
+    half = scale.detach().half().to(scale.dtype)
+    normal = (half >= torch.finfo(torch.float16).smallest_normal) & half.isfinite()
+    return straight_through(scale, torch.where(normal, half, scale.detach()))
+
+
 def grouped(weight: Tensor, granularity: str) -> Tensor:
     """Return the weights (N, K) as (N, G, B): B inputs that share a scale, the last ones filled up with 0."""
     size = _block_size(granularity) or weight.shape[1]
