@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -281,14 +282,31 @@ class _Passes:
         }
 
 
-def fetching(model: ir.Model, path: Path, names: Sequence[str], threads: int) -> Runner | None:
-    """Return the part of a model that computes some values in a session; None if they all are fed."""
-    fed = [str(value.name) for value in model.graph.inputs]
+def fetching(
+    model: ir.Model,
+    path: Path,
+    names: Sequence[str],
+    threads: int,
+    given: Mapping[str, ir.DataType] = MappingProxyType({}),
+) -> Runner | None:
+    """Return the part of a model that computes some values in a session; None if they all are fed.
+
+    Args:
+        model: the model.
+        path: the file that it came from.
+        names: the values.
+        threads: for onnxruntime, 0 for its own choice.
+        given: other tensors that are fed, and their types.
+    """
+    fed = [str(value.name) for value in model.graph.inputs] + [*given]
     wanted = [name for name in dict.fromkeys(names) if name not in fed]
     if not wanted:
         return None
     graph = ir.convenience.extract(model.graph, fed, wanted)
     for value in graph.inputs:  # an input with a default keeps it
+        if value.name in given:
+            value.type = ir.TensorType(given[str(value.name)])
+            value.shape = None
         default = model.graph.initializers.get(str(value.name))
         if default is not None and str(value.name) not in graph.initializers:
             value.const_value = default.const_value
@@ -297,11 +315,10 @@ def fetching(model: ir.Model, path: Path, names: Sequence[str], threads: int) ->
     return start(part, path, threads)
 
 
-def observed(source: Source, batch: Batch, runner: Runner | None, label: str) -> np.ndarray:
-    """Return the rows (rows, K) that a source has for one batch."""
-    got = batch if runner is None else runner.run([source.value], batch, label)
+def observed(source: Source, array: np.ndarray, label: str) -> np.ndarray:
+    """Return the rows (rows, K) that a source has for one batch, whose value is `array`."""
     with _blaming(source, label):
-        return source.rows(got[source.value])
+        return source.rows(array)
 
 
 @contextmanager

@@ -184,12 +184,12 @@ def staged(model: ir.Model, output: Path, *, between: Callable[[], None] = lambd
         staging = folder / output.name
         _write(model, staging, output, between)
         yield staging
-        _install(staging, output)
+        install(staging, output)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _install(staging: Path, output: Path) -> None:
+def install(staging: Path, output: Path) -> None:
     """Move model and data into place together: if that is interrupted, what was there before comes back."""
     targets = {data_path(staging): data_path(output), staging: output}
     old = staging.parent / "old"

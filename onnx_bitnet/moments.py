@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ import onnx_ir as ir
 
 from onnx_bitnet import files
 from onnx_bitnet.activations import LayerStatistics
-from onnx_bitnet.calibrate import Calibration, calibrate, fetching, observed
+from onnx_bitnet.calibrate import Calibration, calibrate, observed
 from onnx_bitnet.compensate import Moments
 from onnx_bitnet.decide import may_use_moments, needs_calibration, needs_moments
 from onnx_bitnet.errors import DataError, ModelError, RecipeError
@@ -20,10 +21,13 @@ from onnx_bitnet.recipe import Recipe
 from onnx_bitnet.replay import Replay, replayed
 from onnx_bitnet.rewrite.scan import prepare, scan
 from onnx_bitnet.sources import Source, find_sources
+from onnx_bitnet.stages import Stages
 
 
 class Inputs:
     """What the layers of a model read, measured when it is asked for, while the model is being converted.
+
+    Layers are to be asked for in the order of the sources, and replaced after that.
 
     Args:
         model: the model that is converted in place.
@@ -31,15 +35,32 @@ class Inputs:
         sources: what its layers read.
         data: feeds; or a calibration, which knows the float model alone.
         threads: for onnxruntime, 0 for its own choice.
+        folder: for what runs leave behind; none is needed with a calibration.
     """
 
     def __init__(
-        self, model: ir.Model, path: Path, sources: Sequence[Source], data: Replay | Calibration, threads: int
+        self,
+        model: ir.Model,
+        path: Path,
+        sources: Sequence[Source],
+        data: Replay | Calibration,
+        threads: int,
+        folder: Path | None = None,
     ) -> None:
-        self._model, self._path, self._data, self._threads = model, path, data, threads
-        self._original: ir.Model | None = None
+        self._path, self._data, self._threads, self._folder = path, data, threads, folder
         self._source_of = {name: source for source in sources for name in source.layers}
+        self._sources = list(sources)
         self._last: tuple[Source, Moments] | None = None
+        self._theirs: Stages | None = None
+        if not isinstance(data, Calibration):
+            self._ours = self._stages(model, "converted")
+
+    def _stages(self, model: ir.Model, name: str) -> Stages:
+        assert self._folder is not None
+        assert isinstance(self._data, Replay)
+        folder = self._folder / name
+        folder.mkdir()
+        return Stages(model, self._path, self._data, self._threads, folder)
 
     def reach(self, layer: str) -> bool:
         """Return whether a layer can be measured."""
@@ -49,9 +70,10 @@ class Inputs:
 
     def replaced(self) -> None:
         """Tell that a layer was replaced: from now on the models differ."""
-        if self._original is None and not isinstance(self._data, Calibration):
-            self._original = files.read(self._path).model
-            prepare(self._original)
+        if self._theirs is None and not isinstance(self._data, Calibration):
+            original = files.read(self._path).model
+            prepare(original)
+            self._theirs = self._stages(original, "float")
 
     def of(self, layer: str) -> Moments:
         """Return the moments of what a layer within reach reads; measured once for all that read the same.
@@ -61,13 +83,39 @@ class Inputs:
             ModelError: a model cannot be run, or computes NaN or infinity.
         """
         if isinstance(self._data, Calibration):
-            return _known(layer, self._data.layers[layer])
+            return moments_of(layer, self._data.layers[layer])
         source = self._source_of[layer]
         if self._last is None or self._last[0] is not source:
             self._last = None  # one set of matrices at a time
-            moments = collect(self._model, self._original, self._path, source, self._data, self._threads)
-            self._last = source, moments
+            self._last = source, self._collect(source, self._data.description)
         return self._last[1]
+
+    def _collect(self, source: Source, description: str) -> Moments:
+        """Run the models on to a source over all feeds."""
+        later = [item.value for item in self._sources[self._sources.index(source) + 1 :]]
+        ours = self._ours.run(source.value, later)
+        theirs = self._theirs.run(source.value, later) if self._theirs is not None else None
+        k = source.k
+        second = np.zeros((k, k), np.float32)
+        cross = np.zeros((k, k), np.float32) if theirs is not None else None
+        sums, rows = np.zeros((2, k)), 0
+        for index, array in enumerate(ours):
+            label = f"batch {index} of {description}"
+            x = observed(source, array, label)
+            f = x if theirs is None else observed(source, next(theirs), label)
+            second += x.T @ x
+            if cross is not None:
+                cross += x.T @ f
+            sums += [x.sum(axis=0, dtype=np.float64), f.sum(axis=0, dtype=np.float64)]
+            rows += x.shape[0]
+        if theirs is not None:
+            next(theirs, None)  # so that it notes what it kept
+        if not np.isfinite(second).all() or not np.isfinite(sums).all():
+            raise ModelError(
+                f"{self._path}: the input {source.value!r} of layer {source.layers[0]!r} "
+                "holds NaN or infinity"
+            )
+        return Moments(rows, second, cross, *(sums / max(rows, 1)))
 
 
 @contextmanager
@@ -101,51 +149,19 @@ def measuring(
             yield calibration, None
             return
         sources, _ = find_sources(scan(file.model), file.model.graph)
-        yield calibration, Inputs(file.model, file.path, sources, feeds, 0)
+        with tempfile.TemporaryDirectory() as folder:
+            yield calibration, Inputs(file.model, file.path, sources, feeds, 0, Path(folder))
 
 
-def _known(layer: str, statistics: LayerStatistics) -> Moments:
+def moments_of(layer: str, statistics: LayerStatistics) -> Moments:
+    """Return the moments that a calibration has of a layer.
+
+    Raises:
+        DataError: it lacks second moments.
+    """
     if statistics.second_moment is None:
         raise DataError(
             f"layer {layer!r}: the calibration lacks second moments; make it with them, or give feeds"
         )
     mean = statistics.channel_mean.astype(np.float64)
     return Moments(statistics.rows, statistics.second_moment, None, mean, mean)
-
-
-def collect(
-    converted: ir.Model, original: ir.Model | None, path: Path, source: Source, feeds: Replay, threads: int
-) -> Moments:
-    """Run the models up to a source over all feeds.
-
-    Args:
-        converted: the model as it is by now.
-        original: the float model; None while the two do not differ before the source.
-        path: where they come from.
-        source: what to look at.
-        feeds: the data.
-        threads: for onnxruntime, 0 for its own choice.
-
-    Raises:
-        ModelError: a model cannot be run, or computes NaN or infinity.
-    """
-    ours = fetching(converted, path, [source.value], threads)
-    theirs = fetching(original, path, [source.value], threads) if original is not None else None
-    k = source.k
-    second = np.zeros((k, k), np.float32)
-    cross = np.zeros((k, k), np.float32) if theirs is not None else None
-    sums, rows = np.zeros((2, k)), 0
-    for index, batch in enumerate(feeds):
-        label = f"batch {index} of {feeds.description}"
-        x = observed(source, batch, ours, label)
-        f = x if original is None else observed(source, batch, theirs, label)
-        second += x.T @ x
-        if cross is not None:
-            cross += x.T @ f
-        sums += [x.sum(axis=0, dtype=np.float64), f.sum(axis=0, dtype=np.float64)]
-        rows += x.shape[0]
-    if not np.isfinite(second).all() or not np.isfinite(sums).all():
-        raise ModelError(
-            f"{path}: the input {source.value!r} of layer {source.layers[0]!r} holds NaN or infinity"
-        )
-    return Moments(rows, second, cross, *(sums / max(rows, 1)))

@@ -8,6 +8,7 @@ reaches the goal when it is measured. What comes out is an ordinary recipe with 
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,8 @@ import numpy as np
 
 from onnx_bitnet import files
 from onnx_bitnet.calibrate import Calibration, calibrate
-from onnx_bitnet.candidates import candidates, try_out
-from onnx_bitnet.convert import UNUSED
+from onnx_bitnet.candidates import Trials
+from onnx_bitnet.convert import UNUSED, default_output
 from onnx_bitnet.convert import convert as convert_as_told
 from onnx_bitnet.convert import plan as plan_as_told
 from onnx_bitnet.decide import Keep, check_rules, decide, keep_unseen, rule_for
@@ -42,6 +43,8 @@ def settle(
     data: object = None,
     *,
     method: str = "auto",
+    workplace: Path,
+    strict: bool = False,
     progress: Progress | None = None,
 ) -> Settled:
     """Find the recipe that reaches a recipe's goals.
@@ -55,6 +58,8 @@ def settle(
         method: how layers are weighed: `weights` (their own error), `outputs` (the error of the layer's
             output, which needs data), `model` (the error of the model's outputs, one layer at a time, which
             needs feeds), or `auto` for the last of these that is possible.
+        workplace: path of a model in an empty folder, in which conversions to measure are made by that name.
+        strict: as in `convert`, for these conversions.
         progress: as in `convert`.
 
     Raises:
@@ -63,7 +68,7 @@ def settle(
     """
     calibration, feeds = _data(source, data, method)
     groups = _groups(source, recipe, calibration, progress)
-    search = Search(source, recipe, groups, feeds, progress)
+    search = Search(source, recipe, groups, feeds, workplace, {"strict": strict}, progress)
     if feeds is not None and method in ("auto", "model") and groups:
         search.weigh()
     return search.settle(calibration)
@@ -92,7 +97,7 @@ def _groups(
     found = scan(model)
     check_rules(recipe, found)
     linears = [item for item in found if isinstance(item, Linear)]
-    choices = candidates(recipe)
+    trials = Trials(recipe)
     groups: dict[Hashable, Group] = {}
     for index, linear in enumerate(linears):
         if progress is not None:
@@ -106,8 +111,8 @@ def _groups(
         weight = _ordinary(linear, recipe)
         if weight is not None:
             statistics = calibration.layers.get(linear.name) if calibration is not None else None
-            trials = try_out(linear, weight, recipe, statistics, choices)
-            groups[linear.weight.key] = Group(linear, (linear.name,), tuple(trials))
+            tried = tuple(trials.of(linear, weight, statistics))
+            groups[linear.weight.key] = Group(linear, (linear.name,), tried, statistics)
     return list(groups.values())
 
 
@@ -186,7 +191,9 @@ def sensitivity(
     """
     recipe = Recipe.parse(recipe)
     recipe = recipe if recipe.has_goals else recipe.replace(min_cosine=_DEFAULT_COSINE)
-    settled = settle(source, recipe, data, method=method, progress=progress)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder, default_output(source).name)
+        settled = settle(source, recipe, data, method=method, workplace=place, progress=progress)
     layers = [
         RankedLayer(
             group.names, group.linear.weight.n, group.linear.weight.k, group.gain, tuple(group.options())
@@ -237,9 +244,16 @@ def convert(
     options: dict[str, Any] = {"force": force, "strict": strict, "progress": progress}
     if not recipe.has_goals:
         return convert_as_told(source, output, recipe, data=data, **options)
-    files.check_output(files.read(source), Path(output), force=force)
-    settled = settle(source, recipe, data, progress=progress)
-    report = convert_as_told(source, output, settled.recipe, data=settled.data, **options)
+    output = Path(output)
+    files.check_output(files.read(source), output, force=force)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+        place = Path(folder, output.name)
+        settled = settle(source, recipe, data, workplace=place, strict=strict, progress=progress)
+        if settled.conversion is None:
+            report = convert_as_told(source, output, settled.recipe, data=settled.data, **options)
+        else:
+            files.install(settled.conversion.path, output)
+            report = dataclasses.replace(settled.conversion.report, output=str(output))
     return _told(report, settled)
 
 
@@ -259,8 +273,14 @@ def plan(
     recipe = Recipe.parse(recipe)
     if not recipe.has_goals:
         return plan_as_told(source, recipe, data=data, progress=progress)
-    settled = settle(source, recipe, data, progress=progress)
-    return _told(plan_as_told(source, settled.recipe, data=settled.data, progress=progress), settled)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder, default_output(source).name)
+        settled = settle(source, recipe, data, workplace=place, progress=progress)
+    if settled.conversion is None:
+        report = plan_as_told(source, settled.recipe, data=settled.data, progress=progress)
+    else:
+        report = dataclasses.replace(settled.conversion.report, output=None)
+    return _told(report, settled)
 
 
 def _told(report: Report, settled: Settled) -> Report:

@@ -219,6 +219,12 @@ class LayerSpec:
             return self.exact.block_size or k
         return stored_block_size(self.settled_granularity, k) or k
 
+    def granularity_of(self, k: int) -> str:
+        """What shares a scale in rows of K inputs: blocks that hold all of them are channels."""
+        settled = self.settled_granularity
+        in_one_block = settled.startswith("block") and not stored_block_size(settled, k)
+        return "channel" if in_one_block and block_rows(settled) == 1 else settled
+
     @property
     def settled_granularity(self) -> str:
         """What shares a scale, with `auto` settled, for a weight that is not exactly ternary."""
@@ -326,10 +332,7 @@ def quantize_layer(weight: np.ndarray, spec: LayerSpec, moments: Moments | None 
     """
     if spec.exact is not None:
         return _pack_exact(weight, spec, spec.exact)
-    granularity = spec.settled_granularity
-    one_block = granularity.startswith("block") and not stored_block_size(granularity, weight.shape[1])
-    if one_block and block_rows(granularity) == 1:
-        granularity = "channel"
+    granularity = spec.granularity_of(weight.shape[1])
     if spec.measured:
         assert moments is not None
         return _quantize_measured(weight, spec, granularity, moments)
@@ -354,16 +357,30 @@ def quantize_layer(weight: np.ndarray, spec: LayerSpec, moments: Moments | None 
 
 
 def _quantize_measured(weight: np.ndarray, spec: LayerSpec, granularity: str, moments: Moments) -> Quantized:
-    """Fit codes and scales to what the inputs do; rows that plain absmean rounding serves better get that."""
+    exact = np.ascontiguousarray(weight, np.float32)
+    problem = Problem.of(exact, moments, diagonal=spec.rounding == "weighted")
+    return fitted_to(problem, weight, spec, granularity)
+
+
+def fitted_to(
+    problem: Problem, weight: np.ndarray, spec: LayerSpec, granularity: str, *, turns: int = 3
+) -> Quantized:
+    """Fit codes and scales to what the inputs do; rows that plain absmean rounding serves better get that.
+
+    Args:
+        problem: of the weight.
+        weight: (N, K).
+        spec: how to pack it.
+        granularity: `channel` or `block:B` with B less than K.
+        turns: of the fit, see compensate.py.
+    """
     block_size = stored_block_size(granularity, weight.shape[1])
     scale_type = _scale_types(spec, granularity)[0]
-    exact = np.ascontiguousarray(weight, np.float32)
     plain = quantize_layer(weight, dataclasses.replace(spec, rounding="absmean"))
     if scale_type is np.float16:
         scale_type = plain.scale.dtype.type  # float32 where groups are too small or too large for float16
-    problem = Problem.of(exact, moments, diagonal=spec.rounding == "weighted")
     grid = _grid(spec)
-    index, theta = fit(problem, grid, block_size, scale_type)
+    index, theta = fit(problem, grid, block_size, scale_type, turns=turns)
     fitted = _encode_levels(weight, spec, block_size, grid.planes(index, theta), scale_type)
     if spec.integer_bits or spec.offset or spec.levels == 9:
         return fitted

@@ -41,6 +41,10 @@ class Runner:
             ) from None
         return dict(zip(names, outputs, strict=True))
 
+    def inputs(self) -> list[str]:
+        """Return the names of all that can be fed."""
+        return [end.name for end in self.session.get_inputs()]
+
     def types(self) -> dict[str, ir.DataType]:
         """Return the element types of all tensors that go in and come out."""
         ends = (*self.session.get_inputs(), *self.session.get_outputs())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import glob
 import math
-import tempfile
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from onnx_bitnet.activations import LayerStatistics
 from onnx_bitnet.calibrate import Calibration
-from onnx_bitnet.candidates import KEEP, Trial, spec_of
+from onnx_bitnet.candidates import KEEP, Trial, output_error
 from onnx_bitnet.convert import convert, plan
 from onnx_bitnet.errors import RecipeError
 from onnx_bitnet.feeds import Feeds
@@ -22,7 +23,7 @@ from onnx_bitnet.frontier import Option, Point, frontier, within
 from onnx_bitnet.metrics import Metrics
 from onnx_bitnet.quantize import LayerSpec, quantize_layer
 from onnx_bitnet.recipe import Recipe, Rule
-from onnx_bitnet.report import FrontierPoint
+from onnx_bitnet.report import FrontierPoint, Report
 from onnx_bitnet.rewrite.records import Linear
 from onnx_bitnet.simulation import Simulation, Weights
 from onnx_bitnet.validate import validate
@@ -32,7 +33,11 @@ Progress = Callable[[int, int, str], None]
 # Samples that the model is run on to weigh the layers; the goal itself is measured on all data.
 _SAMPLES = 32
 # Conversions made to come close to a goal; a loss of this share of what is allowed is close.
-_CONVERSIONS, _CLOSE = 3, 0.8
+_CONVERSIONS, _CLOSE = 2, 0.8
+# Share of what is allowed that a second try aims at.
+_SURE = 0.93
+# The error that layers are weighed by.
+_WEIGHING = LayerSpec(integer_bits=4, granularity="block:128", levels=4)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,17 +48,36 @@ class Group:
         linear: the first of them.
         names: all of them.
         trials: every candidate tried, `KEEP` last.
+        statistics: what calibration knows of its inputs.
         gain: loss of the outputs for each unit of error of the layer.
     """
 
     linear: Linear
     names: tuple[str, ...]
     trials: tuple[Trial, ...]
+    statistics: LayerStatistics | None = None
     gain: float = 1.0
 
     def options(self) -> list[Option]:
         """Return the trials as the solver wants them."""
         return [Option(t.candidate.name, t.nbytes, self.gain * t.error) for t in self.trials]
+
+
+@dataclass(frozen=True, eq=False)
+class Conversion:
+    """A choice that was converted and measured.
+
+    Args:
+        report: of the conversion.
+        path: the model; it is there as long as the folder of the search.
+        loss: of the outputs.
+        missed: which goals are missed, in words.
+    """
+
+    report: Report
+    path: Path
+    loss: float
+    missed: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +90,7 @@ class Settled:
         frontier: what there was to choose from.
         notes: sentences the user should read.
         data: what was given to measure on, for `convert` to round by.
+        conversion: the conversion by the recipe, if it was made to measure.
     """
 
     recipe: Recipe
@@ -73,10 +98,21 @@ class Settled:
     frontier: tuple[FrontierPoint, ...]
     notes: tuple[str, ...]
     data: Feeds | Calibration | None = None
+    conversion: Conversion | None = None
 
 
 class Search:
-    """The search for a point of the frontier; holds the session and what was measured."""
+    """The search for a point of the frontier; holds what was converted on the way.
+
+    Args:
+        source: the model.
+        recipe: has goals.
+        groups: the layers to decide.
+        feeds: to measure on; None if nothing can be measured.
+        workplace: where to convert, and the name of the file.
+        options: for `convert`.
+        progress: as in `convert`.
+    """
 
     def __init__(
         self,
@@ -84,26 +120,32 @@ class Search:
         recipe: Recipe,
         groups: Sequence[Group],
         feeds: Feeds | None,
+        workplace: Path,
+        options: Mapping[str, bool],
         progress: Progress | None,
     ) -> None:
         self._source, self._recipe, self._groups = Path(source), recipe, list(groups)
         self._feeds, self._progress = feeds, progress
-        self._measured: dict[tuple[int, ...], float] = {}
-        self._real: dict[tuple[int, ...], tuple[float, tuple[str, ...]]] = {}
-        self._simulation: Simulation | None = None
-        if feeds is not None and groups:
-            self._simulation = Simulation(source, {name for group in groups for name in group.names})
+        self._workplace, self._options = workplace, options
+        self._real: dict[tuple[int, ...], Conversion] = {}
 
     def weigh(self) -> None:
-        """Replace the gains by what an error in each layer alone does to the outputs, on some samples."""
-        assert self._simulation is not None
+        """Replace the gains by what an error in each layer alone does to the outputs, on some samples.
+
+        The error is that of rounding to four bits.
+        """
         assert self._feeds is not None
-        reference = [1 if len(group.trials) > 2 else 0 for group in self._groups]
-        variants = [
-            partial(self._weights, [group], [index])
-            for group, index in zip(self._groups, reference, strict=True)
-        ]
+        simulation = Simulation(self._source, {name for group in self._groups for name in group.names})
+        errors: list[float] = [0.0] * len(self._groups)
         done = 0
+
+        def rounded(place: int) -> Weights:
+            group = self._groups[place]
+            array = group.linear.weight.array()
+            decoded = quantize_layer(array, _WEIGHING).dequantize()
+            errors[place] = output_error(array, lambda rows: decoded[rows], group.statistics)
+            names = [name for name in group.names if name in simulation.layers]
+            return dict.fromkeys(names, np.ascontiguousarray(decoded.T))
 
         def tick() -> None:
             nonlocal done
@@ -112,31 +154,17 @@ class Search:
                 names = self._groups[(done - 1) % len(self._groups)].names
                 self._progress(done, 0, f"weighing {names[0]}")
 
-        found = self._simulation.measure(_some(self._feeds), variants, tick)
-        for place, (group, index, metrics) in enumerate(zip(self._groups, reference, found, strict=True)):
-            error = group.trials[index].error
-            if self._simulation.layers.issuperset(group.names) and error > 0:
-                self._groups[place] = dataclasses.replace(group, gain=self._loss(metrics) / error)
-        known = [group.gain for group in self._groups if self._simulation.layers.issuperset(group.names)]
-        for place, group in enumerate(self._groups):
-            if known and not self._simulation.layers.issuperset(group.names):
-                self._groups[place] = dataclasses.replace(group, gain=float(np.median(known)))
-
-    def _weights(self, groups: Sequence[Group], chosen: Sequence[int]) -> Weights:
-        """Return the decoded weights (K, N) of what is chosen, by layer, where they can be changed."""
-        assert self._simulation is not None
-        weights: dict[str, np.ndarray] = {}
-        for group, index in zip(groups, chosen, strict=True):
-            candidate = group.trials[index].candidate
-            names = [name for name in group.names if name in self._simulation.layers]
-            if candidate is KEEP or not names:
-                continue
-            array = group.linear.weight.array()
-            spec = spec_of(candidate, group.linear, array, self._recipe)
-            assert isinstance(spec, LayerSpec)
-            decoded = np.ascontiguousarray(quantize_layer(array, spec).dequantize().T)
-            weights |= dict.fromkeys(names, decoded)
-        return weights
+        variants = [partial(rounded, place) for place in range(len(self._groups))]
+        found = simulation.measure(_some(self._feeds), variants, tick)
+        gains: list[float | None] = [
+            self._loss(metrics) / error if simulation.layers.issuperset(group.names) and error > 0 else None
+            for group, error, metrics in zip(self._groups, errors, found, strict=True)
+        ]
+        typical = float(np.median([gain for gain in gains if gain is not None] or [1.0]))
+        self._groups = [
+            dataclasses.replace(group, gain=typical if gain is None else gain)
+            for group, gain in zip(self._groups, gains, strict=True)
+        ]
 
     def _loss(self, outputs: Mapping[str, Metrics]) -> float:
         """Return how bad the worst float output is, in the measure of the goal."""
@@ -155,95 +183,81 @@ class Search:
             bounds.append(10 ** (-self._recipe.min_sqnr / 10))
         return bounds[0] if bounds else None
 
-    def _measure(self, point: Point) -> float:
-        """Return the loss of a point: measured with float activations if there are feeds, else predicted."""
-        if self._simulation is None or self._feeds is None:
-            return point.loss
-        if point.options not in self._measured:
-            self._say("measuring a choice")
-            weights = self._weights(self._groups, point.options)
-            (metrics,) = self._simulation.measure(self._feeds, [lambda: weights])
-            self._measured[point.options] = self._loss(metrics)
-        return self._measured[point.options]
-
     def settle(self, calibration: Calibration | None) -> Settled:
         """Find the smallest point that reaches the goals."""
         layers = [group.options() for group in self._groups]
         points = frontier(layers)
-        rest = self._file_bytes(points[0]) - points[0].nbytes
-        chosen, notes = points[0], []
+        rest = self._file_bytes(points[-1]) - points[-1].nbytes  # the last is all float
+        chosen = points[0]
         if self._allowed is not None:
-            chosen = points[self._first_within(points, self._allowed)]
+            chosen = points[_first_within(points, self._allowed)]
             if self._feeds is not None:
                 chosen = self._settled(points, self._allowed)
         if self._recipe.max_size is not None:
             assert isinstance(self._recipe.max_size, int)
             chosen = self._fitting(layers, chosen, self._recipe.max_size, rest, calibration)
-        notes += self._notes(calibration)
+        measured = {options: real.loss for options, real in self._real.items()}
         listed = tuple(
-            FrontierPoint(rest + point.nbytes, point.loss, self._measured.get(point.options), point == chosen)
+            FrontierPoint(rest + point.nbytes, point.loss, measured.get(point.options), point == chosen)
             for point in sorted({*points, chosen}, key=lambda point: point.nbytes)
         )
         return Settled(
-            self._recipe_of(chosen), tuple(self._groups), listed, tuple(notes), self._feeds or calibration
+            self._recipe_of(chosen),
+            tuple(self._groups),
+            listed,
+            tuple(self._notes(calibration)),
+            self._feeds or calibration,
+            self._real.get(chosen.options),
         )
-
-    def _first_within(self, points: Sequence[Point], allowed: float) -> int:
-        """Return the first point whose loss is allowed, supposing that it falls along the frontier."""
-        low, high = 0, len(points) - 1  # the last is all float
-        while low < high:
-            middle = (low + high) // 2
-            if self._measure(points[middle]) <= allowed:
-                high = middle
-            else:
-                low = middle + 1
-        return low
 
     def _settled(self, points: Sequence[Point], allowed: float) -> Point:
         """Return the smallest point found whose conversion, validated on all data, reaches the goals.
 
-        What is measured with float activations and plain rounding is a guide only: the bound that it has to
-        keep is moved by what conversions turn out to be, a few times, to come close to the goal from above.
+        What is predicted is a guide: once it is known how far a conversion is from it, a second one comes
+        closer to the goal.
         """
         reached: int | None = None
-        bound = allowed
+        index = _first_within(points, allowed)
         for _ in range(_CONVERSIONS):
-            index = self._first_within(points, bound)
-            loss, missed = self._converted(points[index])
-            if not missed and (reached is None or index < reached):
+            real = self._converted(points[index])
+            if not real.missed and (reached is None or index < reached):
                 reached = index
-            if not missed and loss >= _CLOSE * allowed:
+            if not real.missed and real.loss >= _CLOSE * allowed:
                 break
-            factor = max(min(0.98 * allowed / max(loss, 1e-12), 8.0), 0.125)
-            bound *= min(factor, 0.7) if missed else factor
+            off = max(real.loss, 1e-12) / max(points[index].loss, 1e-12)
+            index = _first_within(points, _SURE * allowed / off)
         if reached is not None:
             return points[reached]
-        index, step = self._first_within(points, bound), 1
-        while (found := self._converted(points[index]))[1]:
+        step = 1
+        while self._converted(points[index]).missed:
             if index == len(points) - 1:
-                why = f"with every layer float that is open to choice, {found[1][0]}"
+                why = (
+                    f"with every layer float that is open to choice, {self._converted(points[-1]).missed[0]}"
+                )
                 raise RecipeError(f"the goals cannot be reached: {why}")
             index = min(index + step, len(points) - 1)
             step *= 2
         return points[index]
 
-    def _converted(self, point: Point) -> tuple[float, tuple[str, ...]]:
-        """Convert, validate, and return the loss and what misses a goal."""
+    def _converted(self, point: Point) -> Conversion:
+        """Convert and validate a choice."""
         assert self._feeds is not None
         if point.options not in self._real:
-            self._say("converting and validating a choice")
-            with tempfile.TemporaryDirectory() as folder:
-                output = Path(folder, "model.onnx")
-                convert(self._source, output, self._recipe_of(point), data=self._feeds)
-                result = validate(self._source, output, self._feeds, layers=False)
+            folder = self._workplace.parent / str(len(self._real))
+            folder.mkdir()
+            output = folder / self._workplace.name
+            data, options = self._feeds, self._options
+            report = convert(
+                self._source, output, self._recipe_of(point), data=data, progress=self._progress, **options
+            )
+            result = validate(self._source, output, self._feeds, layers=False)
             goals = {"min_sqnr": self._recipe.min_sqnr, "min_cosine": self._recipe.min_cosine}
             loss = self._loss({output.name: output.metrics for output in result.outputs})
-            self._real[point.options] = loss, result.failures(**goals)
+            missed = result.failures(**goals)
+            if missed:
+                shutil.rmtree(folder)
+            self._real[point.options] = Conversion(report, output, loss, missed)
         return self._real[point.options]
-
-    def _say(self, what: str) -> None:
-        if self._progress is not None:
-            self._progress(len(self._measured) + len(self._real), 0, what)
 
     def _fitting(
         self,
@@ -258,32 +272,25 @@ class Search:
         budget = size - rest
         while True:
             found = least if error_first else within(layers, budget)
-            nbytes = self._file_bytes(found) if found is not None else 0
-            if found is not None and nbytes <= size:
-                nbytes = self._file_bytes(found, self._feeds or calibration)
+            nbytes = self._file_bytes(found, calibration) if found is not None else 0
             if found is not None and nbytes <= size:
                 return found
             if found is None or error_first:
-                smallest = nbytes if error_first else self._file_bytes(frontier(layers)[0])
+                smallest = nbytes if error_first else rest + frontier(layers)[0].nbytes
                 goal = "that reaches the other goals " if error_first else ""
                 raise RecipeError(
                     f"max_size = {size} cannot be met: the smallest choice {goal}has {smallest} bytes"
                 )
             budget -= nbytes - size
 
-    def _file_bytes(self, point: Point, data: object = None) -> int:
-        """Return the size of the files: without data nearly, since rounding by data may add biases."""
-        recipe = self._recipe_of(point)
-        if data is None:
-            recipe = recipe.replace(rounding="auto", rotation="none", offset=False)
-        return plan(self._source, recipe, data=data).output_bytes
-
-    def _recipe_of(self, point: Point) -> Recipe:
-        rules = []
-        for group, index in zip(self._groups, point.options, strict=True):
-            for name in group.names:
-                rules.append(Rule.parse({"match": glob.escape(name), **group.trials[index].candidate.rule}))
-        return self._recipe.without_goals().replace(rules=(*self._recipe.rules, *rules))
+    def _file_bytes(self, point: Point, calibration: Calibration | None = None) -> int:
+        """Return the size of the files."""
+        if self._feeds is not None and any(
+            group.trials[index].candidate is not KEEP
+            for group, index in zip(self._groups, point.options, strict=True)
+        ):
+            return self._converted(point).report.output_bytes
+        return plan(self._source, self._recipe_of(point), data=self._feeds or calibration).output_bytes
 
     def _notes(self, calibration: Calibration | None) -> list[str]:
         if not self._groups:
@@ -292,6 +299,18 @@ class Search:
             return [] if self._allowed is None else ["the goals were measured on the data and are met"]
         what = "weights, weighted by the data's statistics" if calibration is not None else "weights alone"
         return [f"the loss was predicted from errors of the {what}, and not measured; give feeds (data)"]
+
+    def _recipe_of(self, point: Point) -> Recipe:
+        rules = []
+        for group, index in zip(self._groups, point.options, strict=True):
+            for name in group.names:
+                rules.append(Rule.parse({"match": glob.escape(name), **group.trials[index].candidate.rule}))
+        return self._recipe.without_goals().replace(rules=(*self._recipe.rules, *rules))
+
+
+def _first_within(points: Sequence[Point], allowed: float) -> int:
+    """Return the first point whose predicted loss is allowed; the last, all float, has none."""
+    return next(index for index, point in enumerate(points) if point.loss <= allowed)
 
 
 def _number(value: float | None) -> float:

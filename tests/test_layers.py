@@ -32,6 +32,7 @@ STACK = [
     ],
     ["verify"],
     ["calibrate"],
+    ["stages"],
     ["moments"],
     ["convert", "inspection", "doctor", "bench", "decoder"],
     ["validation", "validate", "html_report"],
