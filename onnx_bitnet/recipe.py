@@ -84,11 +84,10 @@ class Rule:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", _scale(self.match, self.scale))
-        no_scale = ("keep", *FLOAT_ACTIONS)
-        if self.scale is not None and (self.action in no_scale or "granularity" in self.overrides):
-            raise RecipeError(
-                f"rule {self.match!r}: a scale goes with neither {', '.join(no_scale)} nor a granularity"
-            )
+        if self.scale is not None and (self.action == "keep" or "granularity" in self.overrides):
+            raise RecipeError(f"rule {self.match!r}: a scale goes with neither keep nor a granularity")
+        if self.scale is not None and self.action in FLOAT_ACTIONS:
+            raise RecipeError(f"rule {self.match!r}: a scale goes with int4 and int8, not with {self.action}")
         if self.action is not None and self.action not in ACTIONS:
             raise RecipeError(
                 f"rule {self.match!r}: unknown action {self.action!r}; use one of {', '.join(ACTIONS)}"

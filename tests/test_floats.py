@@ -162,7 +162,7 @@ def test_activations_and_rotation_are_as_in_a_simulation(tmp_path):
         ({"rules": [("*", "fp4e2m1")]}, "the packed ops hold no fp4e2m1"),
         ({"rules": [("*", "fp4e2m1")], "target": "ort"}, "has no CPU kernel for fp4e2m1"),
         ({"rules": [("*", "fp8e5m2")], "target": "ort", "mode": "lossless"}, "changes no value"),
-        ({"rules": [{"action": "fp8e5m2", "scale": 1.0}], "target": "ort"}, "a scale goes with neither"),
+        ({"rules": [{"action": "fp8e5m2", "scale": 1.0}], "target": "ort"}, "scale goes with int4 and int8"),
     ],
 )
 def test_what_has_no_kernel_is_refused(fields, message):
