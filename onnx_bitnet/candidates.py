@@ -111,7 +111,7 @@ class Trial:
 
 
 class Trials:
-    """Tries candidates on layers, in graph order; layers of one source share what is known of it."""
+    """Tries candidates on layers; neighbours that read the same value share what it takes."""
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
