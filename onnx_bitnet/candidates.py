@@ -21,7 +21,7 @@ from onnx_bitnet.targets import store
 # Outputs looked at when errors are weighted with the second moment of the inputs.
 _ROWS = 128
 # Outputs to which candidates are fitted.
-_FITTED_ROWS = 64
+_FITTED_ROWS = 32
 
 
 @dataclass(frozen=True)
