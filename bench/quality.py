@@ -35,6 +35,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "rules": [{"action": "int4", "granularity": "block:192"}],
     },
     "int8": {"rules": [{"action": "int8"}]},
+    "auto, cosine 0.99": {"min_cosine": 0.99},
 }
 
 

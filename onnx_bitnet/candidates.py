@@ -21,7 +21,7 @@ from onnx_bitnet.targets import store
 # Outputs looked at when errors are weighted with the second moment of the inputs.
 _ROWS = 128
 # Outputs to which candidates are fitted.
-_FITTED_ROWS = 64
+_FITTED_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Trial:
 
 
 class Trials:
-    """Tries candidates on layers, in graph order; layers of one source share what is known of it."""
+    """Tries candidates on layers; neighbours that read the same value share what it takes."""
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe

@@ -30,7 +30,7 @@ from onnx_bitnet.recipe import Recipe
 from onnx_bitnet.report import FrontierPoint, Reason, Report
 from onnx_bitnet.rewrite.records import Linear
 from onnx_bitnet.rewrite.scan import prepare, scan
-from onnx_bitnet.search import Group, Search, Settled
+from onnx_bitnet.search import Group, Search, Settled, apart
 
 Progress = Callable[[int, int, str], None]
 
@@ -66,26 +66,27 @@ def settle(
         RecipeError: the goals cannot be reached, or contradict one another.
         DataError: the data cannot be read, or does not fit.
     """
-    calibration, feeds = _data(source, data, method)
+    calibration, feeds, checks = _data(source, data, method)
     groups = _groups(source, recipe, calibration, progress)
-    search = Search(source, recipe, groups, feeds, workplace, {"strict": strict}, progress)
+    search = Search(source, recipe, groups, feeds, checks, workplace, {"strict": strict}, progress)
     if feeds is not None and method in ("auto", "model") and groups:
         search.weigh()
     return search.settle(calibration)
 
 
-def _data(source: str | Path, data: object, method: str) -> tuple[Calibration | None, Feeds | None]:
+def _data(
+    source: str | Path, data: object, method: str
+) -> tuple[Calibration | None, Feeds | None, Feeds | None]:
+    """Return what is known of layers' inputs, and feeds to round by and to measure on."""
     if data is None or isinstance(data, Calibration):
         if method == "model" or (method == "outputs" and data is None):
             raise RecipeError(f"method {method!r} needs data to run the model on; give feeds (data)")
-        return data, None
+        return data, None, None
     feeds = open_feeds(files.read(source).model, data)
     if not feeds.rereadable:
-        data = list(feeds)
-        feeds = open_feeds(files.read(source).model, data)
-    if method == "weights":
-        return None, feeds
-    return calibrate(source, data), feeds
+        feeds = open_feeds(files.read(source).model, list(feeds))
+    feeds, checks = apart(feeds)
+    return None if method == "weights" else calibrate(source, feeds), feeds, checks
 
 
 def _groups(

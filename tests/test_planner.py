@@ -87,6 +87,36 @@ def test_without_data_it_says_that_it_guessed(model):
     assert all(point.measured is None for point in plan.frontier)
 
 
+def test_enough_batches_are_held_apart_to_measure_on(model, data, tmp_path):
+    batches = [*data, {"x": data[0]["x"][::-1].copy()}, {"x": -data[1]["x"]}]
+    report = bn.convert(model, tmp_path / "out.onnx", {"min_cosine": 0.98}, data=batches)
+    assert bn.validate(model, tmp_path / "out.onnx", batches[2:3]).passes(min_cosine=0.98)
+    assert "every fourth batch, which was not rounded by" in report.notes[0]
+
+
+def test_what_the_planner_rotates_and_fits_is_its_own_choice(model, data):
+    layers = [
+        layer for layer in bn.plan(model, {"min_cosine": 0.985}, data=data).layers if not layer.lossless
+    ]
+    assert any(layer.rotation for layer in layers)
+    stock = bn.plan(model, {"min_cosine": 0.985, "target": "ort"}, data=data)
+    assert not any(layer.rotation for layer in stock.layers)
+
+
+@pytest.mark.parametrize("with_data", [False, True])
+def test_offsets_and_goals_go_together(model, data, with_data):
+    for goal in ({"max_size": 50000}, {"min_cosine": 0.9}):
+        assert bn.plan(model, {"offset": True, **goal}, data=data if with_data else None).frontier
+
+
+def test_nothing_is_left_beside_the_output(model, data, tmp_path):
+    bn.convert(model, tmp_path / "out.onnx", {"min_cosine": 0.9}, data=data)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.onnx"]
+    with pytest.raises(RecipeError):
+        bn.convert(model, tmp_path / "no.onnx", {"max_size": 1000}, data=data)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.onnx"]
+
+
 def test_a_calibration_is_used_in_place_of_feeds(model, data):
     calibration = bn.calibrate(model, data)
     plan = bn.plan(model, {"max_size": 40000}, data=calibration)
