@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -38,26 +38,63 @@ def store(quantized: Quantized | Floats, linear: Linear, spec: LayerSpec, target
     return NBits.pack(found)
 
 
+@dataclass(frozen=True, eq=False)
+class Basis:
+    """What a weight wants beside it: its inputs rotated, and something added to the bias.
+
+    Args:
+        rotation: the basis that the weight is stored in, or None.
+        bias_shift: float32 (N,) to add to the bias, or None.
+    """
+
+    rotation: Rotation | None = None
+    bias_shift: np.ndarray | None = None
+
+
 def put(
     model: ir.Model,
     linear: Linear,
     stored: Stored,
     spec: LayerSpec,
+    basis: Basis,
     *,
     layout: str,
-    rotation: Rotation | None,
-    bias_shift: np.ndarray | None,
     shared: Shared,
 ) -> ir.Node | None:
     """Put the ops for a stored weight in the place of its layer; return the op if it is a packed one."""
     bits, step = spec.activation_bits, spec.activation_scale
-    turned: dict[str, Any] = {"rotation": rotation, "bias_shift": bias_shift, "shared": shared}
+    rotation, bias_shift = basis.rotation, basis.bias_shift
     if isinstance(stored, Quantized):
         return replace(
-            model, linear, stored, activation_bits=bits, activation_scale=step, layout=layout, **turned
+            model,
+            linear,
+            stored,
+            activation_bits=bits,
+            activation_scale=step,
+            layout=layout,
+            rotation=rotation,
+            bias_shift=bias_shift,
+            shared=shared,
         )
     if isinstance(stored, (Plain, Floats)):
-        replace_plain(model, linear, stored, activation_bits=bits, activation_scale=step, **turned)
+        replace_plain(
+            model,
+            linear,
+            stored,
+            activation_bits=bits,
+            activation_scale=step,
+            rotation=rotation,
+            bias_shift=bias_shift,
+            shared=shared,
+        )
     else:
-        replace_stock(model, linear, stored, activation_bits=bits, **turned)
+        replace_stock(
+            model,
+            linear,
+            stored,
+            activation_bits=bits,
+            rotation=rotation,
+            bias_shift=bias_shift,
+            shared=shared,
+        )
     return None

@@ -34,6 +34,7 @@ STACK = [
     ["calibrate"],
     ["stages"],
     ["moments"],
+    ["steps"],
     ["convert", "inspection", "doctor", "bench", "decoder"],
     ["validation", "validate", "html_report"],
     ["simulation", "candidates", "frontier"],
