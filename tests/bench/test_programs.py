@@ -143,7 +143,7 @@ def test_llama_files_are_ternary(tmp_path):
 
     from onnx_bitnet.decoder import GEOMETRIES
 
-    architecture = GEOMETRIES["tiny"].replace(hidden=256, ffn=512, vocabulary=512)
+    architecture = GEOMETRIES["tiny"].replace(hidden=256, ffn=512, head_size=64, vocabulary=512)
     llama_files.write(tmp_path / "model.gguf", architecture, "TQ2_0")
     weights = bn.load_weights(tmp_path / "model.gguf")
     assert len(weights) == 7 * architecture.layers
