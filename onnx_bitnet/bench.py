@@ -21,6 +21,7 @@ from onnx_bitnet.errors import ModelError, RecipeError, RuntimeMissing
 from onnx_bitnet.feeds import open_feeds
 from onnx_bitnet.inputs import Batch, check_batch, model_inputs
 from onnx_bitnet.profile import PackedTime
+from onnx_bitnet.report import Progress
 
 SCHEMA = "onnx_bitnet.bench/1"
 TURN = 0.02
@@ -28,8 +29,6 @@ TURN = 0.02
 
 _LEAST_ROUNDS = 3
 _READ_BYTES = 1 << 28
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

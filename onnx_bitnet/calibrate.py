@@ -8,7 +8,7 @@ import math
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,14 +24,13 @@ from onnx_bitnet.errors import DataError, ModelError, OutputError, one_line
 from onnx_bitnet.feeds import open_feeds
 from onnx_bitnet.inputs import Batch
 from onnx_bitnet.replay import Replay, replayed
+from onnx_bitnet.report import Progress
 from onnx_bitnet.rewrite.scan import prepare, scan
 from onnx_bitnet.runner import Runner, start
 from onnx_bitnet.sources import OUT_OF_REACH, Source, find_sources
 from onnx_bitnet.taps import values
 
 SCHEMA = "onnx_bitnet.calibration/1"
-
-Progress = Callable[[int, int, str], None]
 
 _GIB = 1 << 30
 _SCALARS = (

@@ -18,14 +18,14 @@ from onnx_bitnet.errors import Refused
 from onnx_bitnet.moments import measuring
 from onnx_bitnet.quantize import Quantized
 from onnx_bitnet.recipe import Recipe
-from onnx_bitnet.report import KEPT, Layer, Reason, Report
+from onnx_bitnet.report import KEPT, Layer, Progress, Reason, Report
 from onnx_bitnet.rewrite.cleanup import cleanup
 from onnx_bitnet.rewrite.fuse import Placed, fuse
 from onnx_bitnet.rewrite.plain import restore, spell_out
 from onnx_bitnet.rewrite.replace import Shared
 from onnx_bitnet.rewrite.scan import prepare
 from onnx_bitnet.spill import Spill
-from onnx_bitnet.steps import Progress, walk
+from onnx_bitnet.steps import walk
 from onnx_bitnet.targets import Stored, put
 from onnx_bitnet.verify import verify
 

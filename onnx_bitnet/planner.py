@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,10 @@ from onnx_bitnet.errors import EvaluationError, RecipeError
 from onnx_bitnet.feeds import Feeds, open_feeds
 from onnx_bitnet.frontier import Option
 from onnx_bitnet.recipe import Recipe
-from onnx_bitnet.report import FrontierPoint, Reason, Report
+from onnx_bitnet.report import FrontierPoint, Progress, Reason, Report
 from onnx_bitnet.rewrite.records import Linear
 from onnx_bitnet.rewrite.scan import prepare, scan
 from onnx_bitnet.search import Group, Search, Settled, apart
-
-Progress = Callable[[int, int, str], None]
 
 _DEFAULT_COSINE = 0.99
 

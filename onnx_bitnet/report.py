@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 SCHEMA = "onnx_bitnet.report/1"
 KEPT = "onnx_bitnet.kept"  # key of the note in a converted model: why each layer left is float
+
+# Called as progress(done, total, what): what long calls take to tell how far they are.
+Progress = Callable[[int, int, str], None]
 
 
 class Reason(Enum):

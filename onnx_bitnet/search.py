@@ -6,7 +6,7 @@ import dataclasses
 import glob
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,12 +23,10 @@ from onnx_bitnet.frontier import Option, Point, frontier, within
 from onnx_bitnet.metrics import Metrics
 from onnx_bitnet.quantize import LayerSpec, quantize_layer
 from onnx_bitnet.recipe import Recipe, Rule
-from onnx_bitnet.report import FrontierPoint, Report
+from onnx_bitnet.report import FrontierPoint, Progress, Report
 from onnx_bitnet.rewrite.records import Linear
 from onnx_bitnet.simulation import Simulation, Weights
 from onnx_bitnet.validate import validate
-
-Progress = Callable[[int, int, str], None]
 
 # Samples that the model is run on to weigh the layers; the goal itself is measured on all data.
 _SAMPLES = 32

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,15 +20,13 @@ from onnx_bitnet.granularity import block_rows
 from onnx_bitnet.moments import Inputs
 from onnx_bitnet.quantize import LayerSpec, Quantized, quantize_layer
 from onnx_bitnet.recipe import Recipe
-from onnx_bitnet.report import Layer, Reason
+from onnx_bitnet.report import Layer, Progress, Reason
 from onnx_bitnet.rewrite.plain import Plain
 from onnx_bitnet.rewrite.records import Activations, Linear, Refusal
 from onnx_bitnet.rewrite.scan import scan
 from onnx_bitnet.rotation import rotation
 from onnx_bitnet.spill import Spill
 from onnx_bitnet.targets import Basis, Stored, store
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from onnx_bitnet.feeds import Feeds, open_feeds
 from onnx_bitnet.inputs import Batch, model_inputs
 from onnx_bitnet.inspection import describe
 from onnx_bitnet.metrics import Accumulator
+from onnx_bitnet.report import Progress
 from onnx_bitnet.rewrite.bfloat16 import widen
 from onnx_bitnet.runner import Runner, start
 from onnx_bitnet.taps import Tap, expose, expose_shapes, find_taps, layers_alone, output_name, shape_name
@@ -23,7 +24,6 @@ from onnx_bitnet.validation import FloatLayer, LayerMetrics, OutputMetrics, Task
 # Bytes that the values of layers may take at a time, unless the caller says otherwise.
 MEMORY = 1 << 30
 
-Progress = Callable[[int, int, str], None]
 Metric = Callable[[Sequence[Batch], Sequence[Batch]], float]
 
 

@@ -7,7 +7,6 @@ when past and present are one buffer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +18,9 @@ from onnx_bitnet.decoder.graph import CONTRIB, Graph
 from onnx_bitnet.decoder.source import Source
 from onnx_bitnet.decoder.tokens import Tokens
 from onnx_bitnet.quantize import Quantized
+from onnx_bitnet.report import Progress
 from onnx_bitnet.rewrite.fuse import concatenate
 
-Progress = Callable[[int, int, str], None]
 _FLOAT, _INT64, _INT32 = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.INT32
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from onnx_bitnet.decoder.architecture import GEOMETRIES, Architecture
-from onnx_bitnet.decoder.build import Options, Progress, write_model
+from onnx_bitnet.decoder.build import Options, write_model
 from onnx_bitnet.decoder.source import Checkpoint, Random, Source
 from onnx_bitnet.decoder.tokens import BITS, PACKED
 from onnx_bitnet.errors import ModelError, OutputError, RecipeError, one_line
 from onnx_bitnet.formats import FORMATS
+from onnx_bitnet.report import Progress
 from onnx_bitnet.runtime import library_path
 from onnx_bitnet.weights import load_weights
 from onnx_bitnet.weights.checkpoint import read_config
