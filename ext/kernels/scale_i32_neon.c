@@ -1,13 +1,6 @@
-/* scale, NEON.
- *
- * Numbers  Where there is one zero point for all, the term is an integer of 32 bits, taken modulo
- *          2^32 and rounded once by the conversion.  Otherwise it is computed in double as kernel.h
- *          says.  Products and sums are separate instructions (-ffp-contract=off holds for
- *          intrinsics too), so the bits are those of the scalar kernel.
- */
+/* scale, NEON: its two kinds of terms. */
 #include "simd_neon.h"
-
-enum { LANES = 4 };
+#include "scale_groups.h"
 
 static inline uint32x4_t load(const int32_t *from)
 {
@@ -15,7 +8,7 @@ static inline uint32x4_t load(const int32_t *from)
 }
 
 /* Sum of (code - zero) q, from 32-bit integers; unsigned ones, since they may wrap around. */
-static inline float32x4_t integer_term(const bn_scale_args *a, const int32_t *acc, int64_t sum,
+static inline bn_floats integer_term(const bn_scale_args *a, const int32_t *acc, int64_t sum,
                                        size_t at)
 {
     uint32x4_t product = load(acc);
@@ -50,7 +43,7 @@ static inline float32x2_t half_term(const bn_scale_args *a, const int32_t *acc, 
     return vcvt_f32_f64(vsubq_f64(product, vmulq_n_f64(zero_point, (double)sum)));
 }
 
-static inline float32x4_t affine_term(const bn_scale_args *a, const int32_t *acc, int64_t sum,
+static inline bn_floats affine_term(const bn_scale_args *a, const int32_t *acc, int64_t sum,
                                       size_t at)
 {
     return vcombine_f32(half_term(a, acc, sum, at), half_term(a, acc + 2, sum, at + 2));
@@ -58,25 +51,9 @@ static inline float32x4_t affine_term(const bn_scale_args *a, const int32_t *acc
 
 void bn_scale_i32_neon(const bn_scale_args *a)
 {
-    for (size_t row = 0; row < a->rows; row++) {
-        const float32x4_t factor = vdupq_n_f32(a->factor[row]);
-        for (size_t lane = 0; lane < a->panels * BN_PANEL; lane += LANES) {
-            float32x4_t total =
-                a->before ? vld1q_f32(a->before + row * BN_SUPER + lane) : vdupq_n_f32(0.0f);
-            for (size_t g = 0; g < a->groups; g++) {
-                const size_t at = g * BN_SUPER + lane;
-                const int32_t *acc = a->acc + row * a->parts * a->groups * BN_SUPER + at;
-                const int64_t sum = a->sum[row * a->sum_stride + g];
-                const float32x4_t term = a->zero_point ? affine_term(a, acc, sum, at)
-                                                       : integer_term(a, acc, sum, at);
-                const float32x4_t scale = vmulq_f32(factor, vld1q_f32(a->scale + at));
-                total = vaddq_f32(total, vmulq_f32(term, scale));
-            }
-            if (a->bias) {
-                total = vmulq_n_f32(total, a->rescale[row]);
-                total = vaddq_f32(total, vld1q_f32(a->bias + lane));
-            }
-            vst1q_f32(a->y + row * a->y_stride + lane, total);
-        }
+    if (a->zero_point) {
+        bn_add_all_groups(a, affine_term);
+    } else {
+        bn_add_all_groups(a, integer_term);
     }
 }

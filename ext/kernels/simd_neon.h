@@ -1,4 +1,5 @@
-/* What the NEON kernels share.
+/* What the NEON kernels share: the codes of a panel, and vectors of floats by names that are the same in
+ * the header of each instruction set, for kernels whose shape is (hadamard_wide.h, scale_groups.h).
  *
  * Layout   A quarter of a vector of a panel (layout.h), 16 bytes, is 4 outputs x 16 inputs: byte
  *          4i + j holds the codes of inputs j, 4 + j, 8 + j and 12 + j of output i, in fields 0 to
@@ -50,6 +51,40 @@ BN_INLINE uint8x16_t bn_wide_field(const uint8_t *at, const int field, const int
         return codes;
     }
     return field % 2 ? vshrq_n_u8(codes, 4) : vandq_u8(codes, vdupq_n_u8(15));
+}
+
+typedef float32x4_t bn_floats;
+
+enum { BN_FLOATS = 4 };
+
+BN_INLINE bn_floats bn_load_floats(const float *from)
+{
+    return vld1q_f32(from);
+}
+
+BN_INLINE void bn_store_floats(float *to, bn_floats v)
+{
+    vst1q_f32(to, v);
+}
+
+BN_INLINE bn_floats bn_all(float value)
+{
+    return vdupq_n_f32(value);
+}
+
+BN_INLINE bn_floats bn_add(bn_floats a, bn_floats b)
+{
+    return vaddq_f32(a, b);
+}
+
+BN_INLINE bn_floats bn_sub(bn_floats a, bn_floats b)
+{
+    return vsubq_f32(a, b);
+}
+
+BN_INLINE bn_floats bn_mul(bn_floats a, bn_floats b)
+{
+    return vmulq_f32(a, b);
 }
 
 #endif
