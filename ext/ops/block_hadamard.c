@@ -174,31 +174,13 @@ static ort_status *run_rows(const kernel *k, const ort_kernel_context *context, 
 static ort_status *ORT_CALL run_kernel(void *state, ort_kernel_context *context)
 {
     const kernel *k = state;
-    const ort_api *api = k->api;
-    const ort_value *x = NULL;
-    ort_value *y = NULL;
-    void *x_data = NULL, *y_data = NULL;
-    int64_t dims[BN_MAX_RANK] = {0};
-    size_t rank = 0, rows = 0;
+    bn_rows run;
 
-    ort_status *status = ort_KernelContext_GetInput(api)(context, X, &x);
-    if (status == NULL) {
-        status = bn_read_x_shape(api, x, (int64_t)k->k, dims, &rank, &rows);
-    }
-    if (status == NULL) {
-        status = ort_KernelContext_GetOutput(api)(context, 0, dims, rank, &y);
-    }
-    if (status != NULL || rows == 0) {
+    ort_status *status = bn_open_rows(k->api, context, (int64_t)k->k, (int64_t)k->k, &run);
+    if (status != NULL || run.rows == 0) {
         return status;
     }
-    status = ort_GetTensorMutableData(api)((ort_value *)x, &x_data);
-    if (status == NULL) {
-        status = ort_GetTensorMutableData(api)(y, &y_data);
-    }
-    if (status != NULL) {
-        return status;
-    }
-    return run_rows(k, context, &(job){k, x_data, y_data, rows, 0});
+    return run_rows(k, context, &(job){k, run.x, run.y, run.rows, 0});
 }
 
 /* ---- The op ---- */

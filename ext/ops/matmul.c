@@ -244,38 +244,19 @@ static void parallel_for(void *context, void (*task)(void *arg, size_t index), s
 static ort_status *ORT_CALL run_kernel(void *state, ort_kernel_context *context)
 {
     const kernel *k = state;
-    const ort_api *api = k->api;
-    const ort_value *x = NULL;
-    ort_value *y = NULL;
-    void *x_data = NULL, *y_data = NULL;
-    int64_t dims[BN_MAX_RANK] = {0};
-    size_t rank = 0, rows = 0;
+    bn_rows run;
 
-    ort_status *status = ort_KernelContext_GetInput(api)(context, X, &x);
-    if (status == NULL) {
-        status = bn_read_x_shape(api, x, k->k, dims, &rank, &rows);
-    }
-    if (status == NULL) {
-        dims[rank - 1] = k->n;
-        status = ort_KernelContext_GetOutput(api)(context, 0, dims, rank, &y);
-    }
-    if (status != NULL || rows == 0) {
+    ort_status *status = bn_open_rows(k->api, context, k->k, k->n, &run);
+    if (status != NULL || run.rows == 0) {
         return status;
     }
-    status = ort_GetTensorMutableData(api)((ort_value *)x, &x_data);
-    if (status == NULL) {
-        status = ort_GetTensorMutableData(api)(y, &y_data);
-    }
-    if (status != NULL) {
-        return status;
-    }
-    pool threads = {api, context, NULL};
+    pool threads = {k->api, context, NULL};
     const char *reason =
-        bn_matmul_run(k->layer, x_data, y_data, rows, k->type, parallel_for, &threads);
+        bn_matmul_run(k->layer, run.x, run.y, run.rows, k->type, parallel_for, &threads);
     if (threads.status != NULL || reason == NULL) {
         return threads.status;
     }
-    return ort_CreateStatus(api)(ORT_FAIL, reason);
+    return ort_CreateStatus(k->api)(ORT_FAIL, reason);
 }
 
 /* ---- The op ---- */

@@ -125,8 +125,9 @@ bool bn_check_last_dimension(bn_node *node, size_t index, const char *name, size
     return true;
 }
 
-ort_status *bn_read_x_shape(const ort_api *api, const ort_value *x, int64_t k,
-                            int64_t dims[BN_MAX_RANK], size_t *rank, size_t *rows)
+/* The shape of x: rank, then dims, and the number of rows. */
+static ort_status *read_x_shape(const ort_api *api, const ort_value *x, int64_t k,
+                                int64_t dims[BN_MAX_RANK], size_t *rank, size_t *rows)
 {
     ort_tensor_info *info = NULL;
     size_t elements = 0;
@@ -157,5 +158,33 @@ ort_status *bn_read_x_shape(const ort_api *api, const ort_value *x, int64_t k,
         status = ort_CreateStatus(api)(ORT_INVALID_ARGUMENT, message);
     }
     *rows = elements / (size_t)k;
+    return status;
+}
+
+ort_status *bn_open_rows(const ort_api *api, ort_kernel_context *context, int64_t k, int64_t n,
+                         bn_rows *rows)
+{
+    const ort_value *x = NULL;
+    ort_value *y = NULL;
+    void *x_data = NULL;
+    int64_t dims[BN_MAX_RANK] = {0};
+    size_t rank = 0;
+
+    *rows = (bn_rows){NULL, NULL, 0};
+    ort_status *status = ort_KernelContext_GetInput(api)(context, 0, &x);
+    if (status == NULL) {
+        status = read_x_shape(api, x, k, dims, &rank, &rows->rows);
+    }
+    if (status == NULL) {
+        dims[rank - 1] = n;
+        status = ort_KernelContext_GetOutput(api)(context, 0, dims, rank, &y);
+    }
+    if (status == NULL && rows->rows > 0) {
+        status = ort_GetTensorMutableData(api)((ort_value *)x, &x_data);
+        rows->x = x_data;
+    }
+    if (status == NULL && rows->rows > 0) {
+        status = ort_GetTensorMutableData(api)(y, &rows->y);
+    }
     return status;
 }

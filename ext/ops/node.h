@@ -1,4 +1,4 @@
-/* Reading a node: when its kernel is created, and the shape of x when it runs.
+/* Reading a node: when its kernel is created, and its tensors when it runs.
  *
  * A model may come from anyone, so all that an op relies on is checked here or by the op:
  * attributes against their ranges, then every constant's type and shape against the attributes.
@@ -57,8 +57,15 @@ const char *bn_node_isas(const bn_node *node, uint32_t *isas);
 
 /* ---- When the node runs ---- */
 
-/* Reads the shape of x (rank, then dims), which must end in k, and its number of rows. */
-ort_status *bn_read_x_shape(const ort_api *api, const ort_value *x, int64_t k,
-                            int64_t dims[BN_MAX_RANK], size_t *rank, size_t *rows);
+/* The tensors of a run; without rows they are NULL. */
+typedef struct {
+    const void *x; /* (rows, k), input 0 */
+    void *y;       /* (rows, n) */
+    size_t rows;
+} bn_rows;
+
+/* Checks x, whose last dimension must be k, and makes y. */
+ort_status *bn_open_rows(const ort_api *api, ort_kernel_context *context, int64_t k, int64_t n,
+                         bn_rows *rows);
 
 #endif
