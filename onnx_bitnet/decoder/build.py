@@ -1,8 +1,6 @@
 """Write a decoder as an ONNX model for text generation, with packed layers and a cache of keys and values.
 
-Inputs and outputs have the names and shapes that onnxruntime-genai expects, and its attention op,
-GroupQueryAttention, which also turns queries and keys by their positions, and appends to the cache in place
-when past and present are one buffer.
+Inputs and outputs have the names and shapes that onnxruntime-genai expects.
 """
 
 from __future__ import annotations
@@ -13,15 +11,19 @@ from pathlib import Path
 import onnx_ir as ir
 
 from onnx_bitnet.decoder.architecture import Architecture
+from onnx_bitnet.decoder.contrib import Contrib
 from onnx_bitnet.decoder.datafile import DataFile
-from onnx_bitnet.decoder.graph import CONTRIB, Graph
+from onnx_bitnet.decoder.graph import Graph
 from onnx_bitnet.decoder.source import Source
+from onnx_bitnet.decoder.standard import Standard
 from onnx_bitnet.decoder.tokens import Tokens
 from onnx_bitnet.quantize import Quantized
 from onnx_bitnet.report import Progress
 from onnx_bitnet.rewrite.fuse import concatenate
 
-_FLOAT, _INT64, _INT32 = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.INT32
+_FLOAT, _INT64 = ir.DataType.FLOAT, ir.DataType.INT64
+
+ATTENTION = ("gqa", "standard")
 
 
 @dataclass(frozen=True)
@@ -34,22 +36,15 @@ class Options:
         embedding: `float`, `int8` or `int4` for the first, which costs no time, only room.
         format: of packed weights, see formats.py.
         all_logits: give the logits of every position, for perplexity; else of the last one alone.
+        attention: `gqa` for onnxruntime's own ops, whose cache grows in place; `standard` for ops that every
+            runtime of ONNX has, in norms and head too (float or packed), and a cache that each token copies.
     """
 
     head: str = "packed8"
     embedding: str = "float"
     format: str = "i2s"
     all_logits: bool = False
-
-
-@dataclass(frozen=True)
-class _Positions:
-    """What attention needs to know of where the tokens stand."""
-
-    last: ir.Value
-    total: ir.Value
-    cosines: ir.Value
-    sines: ir.Value
+    attention: str = "gqa"
 
 
 def write_model(
@@ -74,19 +69,22 @@ class _Builder:
 
     def __init__(self, of: Architecture, source: Source, options: Options, graph: Graph) -> None:
         self.of, self.source, self.options, self.graph = of, source, options, graph
+        self.ids = graph.input("input_ids", _INT64, ["batch", "sequence"])
+        mask = graph.input("attention_mask", _INT64, ["batch", "total"])
+        self.parts = (
+            Contrib(graph, of, mask) if options.attention == "gqa" else Standard(graph, of, mask, self.ids)
+        )
 
     def build(self, progress: Progress) -> ir.Model:
         of, graph = self.of, self.graph
         tokens = Tokens(graph, self.source, of, (self.options.embedding, self.options.head))
-        ids = graph.input("input_ids", _INT64, ["batch", "sequence"])
-        positions = self._positions()
         progress(0, of.layers + 2, "embedding")
-        residual = tokens.embed(ids)
+        residual = tokens.embed(self.ids)
         x = self._norm(residual, "model.layers.0.input_layernorm", of.hidden)
         for index in range(of.layers):
             progress(index + 1, of.layers + 2, f"layer {index}")
             after = f"model.layers.{index + 1}.input_layernorm" if index + 1 < of.layers else "model.norm"
-            x, residual = self._layer(index, x, residual, positions, after)
+            x, residual = self._layer(index, x, residual, after)
         progress(of.layers + 1, of.layers + 2, "head")
         if not self.options.all_logits:
             (x,) = graph.op(
@@ -98,55 +96,22 @@ class _Builder:
         progress(of.layers + 2, of.layers + 2, "")
         return graph.model(of.name, {})
 
-    def _positions(self) -> _Positions:
-        graph, of = self.graph, self.of
-        mask = graph.input("attention_mask", _INT64, ["batch", "total"])
-        (count,) = graph.op("ReduceSum", mask, graph.integers(1), name="mask.sum", keepdims=0)
-        (last,) = graph.op("Sub", count, graph.integers(1), name="mask.last")
-        (last,) = graph.op("Cast", last, name="seqlens_k", to=_INT32)
-        (shape,) = graph.op("Shape", mask, name="mask.shape", start=1, end=2)
-        (total,) = graph.op("Squeeze", shape, name="mask.total")
-        (total,) = graph.op("Cast", total, name="total_sequence_length", to=_INT32)
-        cosines, sines = of.rope.tables(of.head_size, of.positions)
-        return _Positions(
-            last, total, graph.constant("rope.cosines", cosines), graph.constant("rope.sines", sines)
-        )
-
-    def _layer(
-        self, index: int, x: ir.Value, residual: ir.Value, positions: _Positions, after: str
-    ) -> tuple[ir.Value, ir.Value]:
+    def _layer(self, index: int, x: ir.Value, residual: ir.Value, after: str) -> tuple[ir.Value, ir.Value]:
         """Return the next layer's normalized input, and the residual stream."""
         name = f"model.layers.{index}"
-        x = self._attention(index, x, positions)
+        x = self._attention(index, x)
         x, residual = self._add_norm(residual, x, f"{name}.post_attention_layernorm")
         return self._add_norm(residual, self._feed_forward(f"{name}.mlp", x), after)
 
-    def _attention(self, index: int, x: ir.Value, positions: _Positions) -> ir.Value:
+    def _attention(self, index: int, x: ir.Value) -> ir.Value:
         of, graph, name = self.of, self.graph, f"model.layers.{index}.self_attn"
         sizes = {"q": of.heads, "k": of.kv_heads, "v": of.kv_heads}
         widths = {f"{name}.{part}_proj": heads * of.head_size for part, heads in sizes.items()}
         qkv = self._linears(x, widths, f"{name}.qkv_proj", of.hidden)
-        cache = [
-            graph.input(
-                f"past_key_values.{index}.{part}", _FLOAT, ["batch", of.kv_heads, "past", of.head_size]
-            )
-            for part in ("key", "value")
-        ]
-        x, *present = graph.op(
-            "GroupQueryAttention",
-            *(qkv if len(qkv) == 3 else (qkv[0], None, None)),
-            *cache,
-            positions.last,
-            positions.total,
-            positions.cosines,
-            positions.sines,
-            name=name,
-            outputs=["", f"present.{index}.key", f"present.{index}.value"],
-            domain=CONTRIB,
-            num_heads=of.heads,
-            kv_num_heads=of.kv_heads,
-            do_rotary=1,
-        )
+        shape: list[int | str] = ["batch", of.kv_heads, "past", of.head_size]
+        parts = ("key", "value")
+        past = [graph.input(f"past_key_values.{index}.{part}", _FLOAT, shape) for part in parts]
+        x, *present = self.parts.attend(qkv, past, [f"present.{index}.{part}" for part in parts], name)
         for value in present:
             graph.output(value, _FLOAT, ["batch", of.kv_heads, "total", of.head_size])
         if of.sub_norms:
@@ -161,7 +126,7 @@ class _Builder:
             (positive,) = graph.op("Relu", gate, name=f"{name}.relu")
             (gate,) = graph.op("Mul", positive, positive, name=f"{name}.square")
         else:
-            (gate,) = graph.op("QuickGelu", gate, name=f"{name}.silu", domain=CONTRIB, alpha=1.0)
+            gate = self.parts.silu(gate, f"{name}.silu")
         (x,) = graph.op("Mul", gate, up, name=f"{name}.gated")
         if of.sub_norms:
             x = self._norm(x, f"{name}.ffn_sub_norm", of.ffn)
@@ -183,30 +148,12 @@ class _Builder:
         return self.graph.packed(x, weight.to(self.options.format), name, self.of.activation_bits)
 
     def _norm(self, x: ir.Value, module: str, size: int, epsilon: float | None = None) -> ir.Value:
-        """Add RMSNorm, under the name that onnxruntime has had for it in all versions."""
-        (y,) = self.graph.op(
-            "SimplifiedLayerNormalization",
-            x,
-            self._gains(module, size),
-            name=module,
-            axis=-1,
-            epsilon=self.of.epsilon if epsilon is None else epsilon,
-        )
-        return y
+        epsilon = self.of.epsilon if epsilon is None else epsilon
+        return self.parts.norm(x, self._gains(module, size), module, epsilon)
 
     def _add_norm(self, residual: ir.Value, x: ir.Value, module: str) -> tuple[ir.Value, ir.Value]:
         """Return the normalized sum, and the sum."""
-        y, _, _, total = self.graph.op(
-            "SkipSimplifiedLayerNormalization",
-            residual,
-            x,
-            self._gains(module, self.of.hidden),
-            name=module,
-            outputs=["", "-", "-", f"{module}.sum"],
-            domain=CONTRIB,
-            epsilon=self.of.epsilon,
-        )
-        return y, total
+        return self.parts.add_norm(residual, x, self._gains(module, self.of.hidden), module, self.of.epsilon)
 
     def _gains(self, module: str, size: int) -> ir.Value:
         return self.graph.constant(f"{module}.weight", self.source.norm(module, size))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_bitnet.decoder.architecture import GEOMETRIES, Architecture
-from onnx_bitnet.decoder.build import Options, write_model
+from onnx_bitnet.decoder.build import ATTENTION, Options, write_model
 from onnx_bitnet.decoder.source import Checkpoint, Random, Source
 from onnx_bitnet.decoder.tokens import BITS, PACKED
 from onnx_bitnet.errors import ModelError, OutputError, RecipeError, one_line
@@ -71,7 +71,7 @@ def build(
     Args:
         source: folder of a Hugging Face checkpoint; or an Architecture, which gets random ternary weights.
         folder: where to write.
-        options: head, embedding, format and logits; None for the defaults.
+        options: head, embedding, format, logits and attention; None for the defaults.
         seed: of random weights.
         linear_class: see load_weights.
         force: replace the folder if it exists.
@@ -94,7 +94,7 @@ def build(
         shutil.copy(library_path(), staging)
         for file in files:
             shutil.copy(file, staging)
-        (staging / CONFIG).write_text(json.dumps(_config(architecture), indent=2) + "\n")
+        (staging / CONFIG).write_text(json.dumps(_config(architecture, options), indent=2) + "\n")
     nbytes = sum(file.stat().st_size for file in folder.glob(f"{MODEL}*"))
     return Built(folder, architecture, options, nbytes, bool(files))
 
@@ -119,9 +119,16 @@ def _check(options: Options) -> None:
         ("head", options.head, {**BITS, **PACKED}),
         ("embedding", options.embedding, BITS),
         ("format", options.format, FORMATS),
+        ("attention", options.attention, ATTENTION),
     ):
         if chosen not in known:
             raise RecipeError(f"{what} {chosen!r} does not exist; use {', '.join(known)}")
+    for what, chosen in (("head", options.head), ("embedding", options.embedding)):
+        if options.attention == "standard" and BITS.get(chosen):
+            raise RecipeError(
+                f"{what} {chosen!r} is an op of onnxruntime's own, which attention 'standard' rules out; use "
+                f"float{' or packed8' if what == 'head' else ''}"
+            )
 
 
 def _checkpoint(path: Path, linear_class: str | None) -> tuple[Architecture, Source, list[Path]]:
@@ -136,7 +143,7 @@ def _checkpoint(path: Path, linear_class: str | None) -> tuple[Architecture, Sou
     return architecture, Checkpoint(weights, master=master), files
 
 
-def _config(architecture: Architecture) -> dict[str, Any]:
+def _config(architecture: Architecture, options: Options) -> dict[str, Any]:
     """Return what onnxruntime-genai wants to know."""
     of = architecture
     decoder = {
@@ -170,9 +177,10 @@ def _config(architecture: Architecture) -> dict[str, Any]:
         "pad_token_id": of.eos[0] if of.eos else 0,
         "decoder": decoder,
     }
+    in_place = options.attention == "gqa"
     return {
         "model": model,
-        "search": {"max_length": of.positions, "past_present_share_buffer": True, "do_sample": False},
+        "search": {"max_length": of.positions, "past_present_share_buffer": in_place, "do_sample": False},
     }
 
 

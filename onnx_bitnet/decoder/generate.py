@@ -1,4 +1,4 @@
-"""Generate text with plain onnxruntime: a loop over tokens with a cache that never moves."""
+"""Generate text with plain onnxruntime: a loop over tokens."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from onnx_bitnet import runtime
 from onnx_bitnet.decoder.sampling import Sampling
+from onnx_bitnet.decoder.step import Step
 from onnx_bitnet.errors import DataError, ModelError, one_line
 
 CONFIG = "genai_config.json"
@@ -70,13 +69,10 @@ class Generator:
         path = Path(path)
         self.folder = path if path.is_dir() else path.parent
         self._config = _read_config(self.folder / CONFIG)
-        decoder = self._config["decoder"]
+        self._decoder = self._config["decoder"]
         self.session = runtime.session(
-            self.folder / decoder["filename"] if path.is_dir() else path, threads, options
+            self.folder / self._decoder["filename"] if path.is_dir() else path, threads, options
         )
-        self._inputs, self._outputs = decoder["inputs"], decoder["outputs"]
-        self._heads = decoder["num_key_value_heads"], decoder["head_size"]
-        self._layers = range(decoder["num_hidden_layers"])
         eos = self._config.get("eos_token_id", [])
         self._eos = set(eos if isinstance(eos, list) else [eos])
         self._context = int(self._config["context_length"])
@@ -116,14 +112,12 @@ class Generator:
         """
         sampling = sampling or Sampling()
         self._check(prompt, count)
-        capacity = len(prompt) + count
-        step = _Step(self.session, self._cache(capacity), self._inputs, self._outputs)
-        rng, new, length = sampling.generator(), list(prompt), 0
+        step = Step(self.session, self._decoder, len(prompt) + count, in_place=self._config["in_place"])
+        rng, new = sampling.generator(), list(prompt)
         self.times = Times(prompt_tokens=len(prompt))
         for index in range(count):
             start = time.perf_counter()
-            length += len(new)
-            new = [sampling.choose(step.logits(new, length), rng)]
+            new = [sampling.choose(step.logits(new), rng)]
             seconds = time.perf_counter() - start
             if index == 0:
                 self.times.prompt_seconds = seconds
@@ -145,18 +139,6 @@ class Generator:
                 f"{len(prompt)} tokens of prompt and {count} new ones exceed the model's {self._context}"
             )
 
-    def _cache(self, capacity: int) -> dict[str, tuple[str, np.ndarray]]:
-        """Return a zeroed buffer for each past input, and the output that goes to the same memory."""
-        heads, size = self._heads
-        return {
-            self._inputs[f"past_{part}_names"] % index: (
-                self._outputs[f"present_{part}_names"] % index,
-                np.zeros((1, heads, capacity, size), np.float32),
-            )
-            for index in self._layers
-            for part in ("key", "value")
-        }
-
     def _tokenizer(self) -> Any:
         path = self.folder / "tokenizer.json"
         if not path.is_file():
@@ -171,49 +153,13 @@ class Generator:
             raise ModelError(f"{path}: not a tokenizer: {one_line(error)}") from None
 
 
-class _Step:
-    """Runs the model on new tokens; keys and values stay in their buffers."""
-
-    def __init__(
-        self,
-        session: Any,
-        cache: dict[str, tuple[str, np.ndarray]],
-        inputs: dict[str, str],
-        outputs: dict[str, str],
-    ) -> None:
-        self._ort = runtime.import_onnxruntime()
-        self._session, self._binding = session, session.io_binding()
-        self._cache = cache  # onnxruntime does not own this memory
-        self._inputs, self._logits = inputs, outputs["logits"]
-        self._wants = {value.name for value in session.get_inputs()}
-        for past, (present, buffer) in cache.items():
-            value = self._ort.OrtValue.ortvalue_from_numpy(buffer)
-            self._binding.bind_ortvalue_input(past, value)
-            self._binding.bind_ortvalue_output(present, value)
-
-    def logits(self, tokens: list[int], length: int) -> np.ndarray:
-        """Return the logits float32 (vocabulary,) after the last token; `length` counts all so far."""
-        feeds = {
-            "input_ids": np.array([tokens], np.int64),
-            "attention_mask": np.ones((1, length), np.int64),
-            "position_ids": np.arange(length - len(tokens), length)[None],
-        }
-        for name, array in feeds.items():
-            name = self._inputs.get(name, name)
-            if name in self._wants:
-                self._binding.bind_cpu_input(name, array)
-        self._binding.bind_output(self._logits)
-        try:
-            self._session.run_with_iobinding(self._binding)
-        except Exception as error:
-            raise ModelError(f"the model fails: {runtime.ort_message(error)}") from error
-        logits: np.ndarray = self._binding.get_outputs()[-1].numpy()[0, -1]
-        return logits
-
-
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        model = json.loads(path.read_text())["model"]
+        config = json.loads(path.read_text())
+        model = {
+            "in_place": config.get("search", {}).get("past_present_share_buffer", True),
+            **config["model"],
+        }
         decoder = model["decoder"]
         for key in ("filename", "inputs", "outputs", "num_key_value_heads", "head_size", "num_hidden_layers"):
             decoder[key]
@@ -222,4 +168,4 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path}: is missing; it says how the model is run, `build` writes it") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path}: does not describe a decoder: {one_line(error)}") from None
-    return dict(model)
+    return model

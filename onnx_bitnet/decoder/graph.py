@@ -32,6 +32,7 @@ class Graph:
         self._nodes: list[ir.Node] = []
         self._constants: dict[str, ir.Value] = {}
         self._packed_ops: set[str] = set()
+        self._domains = {"": OPSET, DOMAIN: VERSION}
 
     def input(self, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
         """Add an input of the graph."""
@@ -84,6 +85,7 @@ class Graph:
             domain: of the op.
             attributes: of the node.
         """
+        self._domains.setdefault(domain, 1)
         converted = ir.convenience.convert_attributes(attributes)
         node = ir.Node(domain, op_type, inputs, converted, name=name, num_outputs=len(outputs))
         for value, given in zip(node.outputs, outputs, strict=True):
@@ -135,7 +137,7 @@ class Graph:
             self.outputs,
             nodes=self._nodes,
             initializers=list(self._constants.values()),
-            opset_imports={"": OPSET, CONTRIB: 1, DOMAIN: VERSION},
+            opset_imports=self._domains,
             name=name,
         )
         functions = [FUNCTIONS[op_type](OPSET) for op_type in sorted(self._packed_ops)]

@@ -78,11 +78,7 @@ class Tokens:
         """Return the logits float32 [..., vocabulary] of x [..., hidden]."""
         kind, (vocabulary, hidden) = self._head, self._shape
         if kind == "float32":
-            (matrix,) = self._store(self._module, kind)
-            (logits,) = self._graph.op(
-                "FusedMatMul", x, matrix, name=_HEAD, outputs=["logits"], domain=CONTRIB, transB=1
-            )
-            return logits
+            return self._float(x, *self._store(self._module, kind))
         if kind in PACKED:
             return self._packed(x, PACKED[kind])
         (logits,) = self._graph.op(
@@ -99,6 +95,15 @@ class Tokens:
             accuracy_level=_INT8_ACTIVATIONS,
         )
         return logits
+
+    def _float(self, x: ir.Value, matrix: ir.Value) -> ir.Value:
+        """Add the head as Gemm, which alone of ONNX's ops reads a matrix (n, k) as it is."""
+        graph, (vocabulary, hidden) = self._graph, self._shape
+        (shape,) = graph.op("Shape", x, name=f"{_HEAD}.positions", end=2)
+        (shape,) = graph.op("Concat", shape, graph.integers(vocabulary), name=f"{_HEAD}.shape", axis=0)
+        (rows,) = graph.op("Reshape", x, graph.integers(-1, hidden), name=f"{_HEAD}.rows")
+        (rows,) = graph.op("Gemm", rows, matrix, name=_HEAD, transB=1)
+        return graph.op("Reshape", rows, shape, name=f"{_HEAD}.logits", outputs=["logits"])[0]
 
     def _packed(self, x: ir.Value, spec: LayerSpec) -> ir.Value:
         """Add the head as a packed layer, quantized some rows at a time, which makes all planes of them."""

@@ -24,9 +24,10 @@ def test_build_a_random_model_and_generate(tmp_path):
 
 
 def test_json_documents(tmp_path):
-    built = json.loads(run("build", "--random", "tiny", tmp_path / "tiny", "--head", "int4", "--json").stdout)
+    options = "--head", "packed4", "--attention", "standard"
+    built = json.loads(run("build", "--random", "tiny", tmp_path / "tiny", *options, "--json").stdout)
     assert built["schema"] == "onnx_bitnet.built/1"
-    assert built["options"]["head"] == "int4"
+    assert (built["options"]["head"], built["options"]["attention"]) == ("packed4", "standard")
     assert built["architecture"]["hidden"] == 64
     written = run("generate", tmp_path / "tiny", "--tokens", "5", "--count", "3", "--json").stdout
     document = json.loads(written)
