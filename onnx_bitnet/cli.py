@@ -287,6 +287,9 @@ def build(
     attention: Annotated[
         str, typer.Option(help="gqa; or standard, for any runtime: a prompt of 512 takes 16-24 % longer")
     ] = Options.attention,
+    layout: Annotated[
+        str, typer.Option(help="canonical; or panel, of i2s: opens at once, in mapped memory, for some speed")
+    ] = Options.layout,
     linear_class: Annotated[
         str | None, typer.Option(help="bitlinear or autobitlinear, if config.json does not say it")
     ] = None,
@@ -299,7 +302,7 @@ def build(
         built = build_decoder(
             named_architecture(source) if random else source,
             folder,
-            Options(head, embedding, format, all_logits, attention),
+            Options(head, embedding, format, all_logits, attention, layout),
             seed=seed,
             linear_class=linear_class,
             force=force,

@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from onnx_bitnet.decoder.architecture import Architecture
+from onnx_bitnet.decoder.checked import check
 from onnx_bitnet.decoder.contrib import Contrib
 from onnx_bitnet.decoder.datafile import DataFile
 from onnx_bitnet.decoder.graph import Graph
@@ -24,6 +25,7 @@ from onnx_bitnet.rewrite.fuse import concatenate
 _FLOAT, _INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 
 ATTENTION = ("gqa", "standard")
+LAYOUTS = ("canonical", "panel")
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Options:
         all_logits: give the logits of every position, for perplexity; else of the last one alone.
         attention: `gqa` for onnxruntime's own ops, whose cache grows in place; `standard` for ops that every
             runtime of ONNX has, in norms and head too (float or packed), and a cache that each token copies.
+        layout: `panel` stores i2s layers, not the head, as the kernels read them: the session opens at once
+            and maps them, for some speed; otherwise `canonical`.
     """
 
     head: str = "packed8"
@@ -45,6 +49,7 @@ class Options:
     format: str = "i2s"
     all_logits: bool = False
     attention: str = "gqa"
+    layout: str = "canonical"
 
 
 def write_model(
@@ -54,14 +59,19 @@ def write_model(
     options: Options,
     progress: Progress | None = None,
 ) -> None:
-    """Write the model at `path` and its weights beside it in `<path>.data`.
+    """Write the model at `path` and its weights beside it in `<path>.data`, and read both back.
 
     Weights are written as they are read, so memory holds those of one layer at a time.
+
+    Raises:
+        OutputError: the files hold something else than was meant.
     """
+    progress = progress or (lambda *_: None)
     with path.with_name(path.name + ".data").open("wb") as file:
-        builder = _Builder(architecture, source, options, Graph(DataFile(file)))
-        model = builder.build(progress or (lambda *_: None))
+        graph = Graph(DataFile(file))
+        model = _Builder(architecture, source, options, graph).build(progress)
     ir.save(model, path, format="protobuf")
+    check(path, graph.layers, graph.data.digests, progress)
 
 
 class _Builder:
@@ -145,7 +155,10 @@ class _Builder:
         return self._packed(x, self.source.linear(module, n, k), module)
 
     def _packed(self, x: ir.Value, weight: Quantized, name: str) -> ir.Value:
-        return self.graph.packed(x, weight.to(self.options.format), name, self.of.activation_bits)
+        of, options = self.of, self.options
+        return self.graph.packed(
+            x, weight, name, of.activation_bits, form=options.format, layout=options.layout
+        )
 
     def _norm(self, x: ir.Value, module: str, size: int, epsilon: float | None = None) -> ir.Value:
         epsilon = self.of.epsilon if epsilon is None else epsilon

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,6 +33,8 @@ class DataFile:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._path = Path(file.name)
+        self.digests: dict[str, str] = {}
+        """SHA-256 of the bytes of each tensor that `add` was given."""
 
     def add(self, name: str, shape: tuple[int, ...], parts: Iterable[np.ndarray]) -> ir.TensorProtocol:
         """Write a tensor that comes in parts, in order, and return what refers to it.
@@ -42,28 +46,38 @@ class DataFile:
             shape: of the whole.
             parts: arrays of one type that make up the whole when their bytes are joined; at least one.
         """
-        parts = iter(parts)
-        first = np.ascontiguousarray(next(parts))
+        parts = (np.ascontiguousarray(part).reshape(-1) for part in parts)
+        first = next(parts)
         size = math.prod(shape) * first.itemsize
         if size < PAGE:
-            rest = [first.reshape(-1), *(part.reshape(-1) for part in parts)]
-            return ir.tensor(np.concatenate(rest).reshape(shape), name=name)
-        offset = -(-self._file.tell() // PAGE) * PAGE
+            whole = np.concatenate([first, *parts])
+            self.digests[name] = hashlib.sha256(whole.view(np.uint8).data).hexdigest()
+            return ir.tensor(whole.reshape(shape), name=name)
+        offset = self._next_page()
         self._file.seek(offset)
-        self._file.write(first.view(np.uint8).data)
-        for part in parts:
-            self._file.write(np.ascontiguousarray(part).view(np.uint8).data)
+        digest = hashlib.sha256()
+        for part in chain((first,), parts):
+            data = part.view(np.uint8).data
+            digest.update(data)
+            self._file.write(data)
         written = self._file.tell() - offset
         assert written == size, f"{name}: {written} bytes written, {size} meant"
+        self.digests[name] = digest.hexdigest()
         return self._refer(name, offset, shape, first.dtype)
 
     def reserve(self, name: str, shape: tuple[int, ...]) -> tuple[np.ndarray, ir.TensorProtocol]:
         """Make room for a tensor of uint8; return it mapped, to be filled in any order, and its reference."""
-        offset = -(-self._file.tell() // PAGE) * PAGE
-        self._file.truncate(offset + math.prod(shape))
+        offset, size = self._next_page(), math.prod(shape)
+        self._file.flush()
+        if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and a crash where a map is written
+            os.posix_fallocate(self._file.fileno(), offset, size)
+        self._file.truncate(offset + size)
         self._file.seek(0, os.SEEK_END)
         room = np.memmap(self._path, np.uint8, "r+", offset, shape)
         return room, self._refer(name, offset, shape, room.dtype)
+
+    def _next_page(self) -> int:
+        return -(-self._file.tell() // PAGE) * PAGE
 
     def _refer(self, name: str, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> ir.ExternalTensor:
         return ir.ExternalTensor(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_bitnet.decoder.architecture import GEOMETRIES, Architecture
-from onnx_bitnet.decoder.build import ATTENTION, Options, write_model
+from onnx_bitnet.decoder.build import ATTENTION, LAYOUTS, Options, write_model
 from onnx_bitnet.decoder.source import Checkpoint, Random, Source
 from onnx_bitnet.decoder.tokens import BITS, PACKED
 from onnx_bitnet.errors import ModelError, OutputError, RecipeError, one_line
@@ -71,7 +71,7 @@ def build(
     Args:
         source: folder of a Hugging Face checkpoint; or an Architecture, which gets random ternary weights.
         folder: where to write.
-        options: head, embedding, format, logits and attention; None for the defaults.
+        options: what its checkpoint does not say; None for the defaults.
         seed: of random weights.
         linear_class: see load_weights.
         force: replace the folder if it exists.
@@ -120,9 +120,12 @@ def _check(options: Options) -> None:
         ("embedding", options.embedding, BITS),
         ("format", options.format, FORMATS),
         ("attention", options.attention, ATTENTION),
+        ("layout", options.layout, LAYOUTS),
     ):
         if chosen not in known:
             raise RecipeError(f"{what} {chosen!r} does not exist; use {', '.join(known)}")
+    if options.layout == "panel" and options.format != "i2s":
+        raise RecipeError(f"layout 'panel' stores i2s codes; leave out format {options.format!r}")
     for what, chosen in (("head", options.head), ("embedding", options.embedding)):
         if options.attention == "standard" and BITS.get(chosen):
             raise RecipeError(

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from onnx_bitnet.decoder.checked import meant
 from onnx_bitnet.decoder.datafile import DataFile
-from onnx_bitnet.formats import FORMATS
+from onnx_bitnet.formats import FORMATS, PANEL_OP, to_panels
 from onnx_bitnet.quantize import Quantized
 from onnx_bitnet.rewrite.functions import DOMAIN, FUNCTIONS, VERSION
 from onnx_bitnet.rewrite.replace import LAYER
@@ -31,6 +32,8 @@ class Graph:
         self.outputs: list[ir.Value] = []
         self._nodes: list[ir.Node] = []
         self._constants: dict[str, ir.Value] = {}
+        self.layers: dict[str, str] = {}
+        """What `checked.meant` says of each packed layer."""
         self._packed_ops: set[str] = set()
         self._domains = {"": OPSET, DOMAIN: VERSION}
 
@@ -94,26 +97,48 @@ class Graph:
         return tuple(node.outputs)
 
     def packed(
+        self, x: ir.Value, weight: Quantized, name: str, activation_bits: int, *, form: str, layout: str
+    ) -> ir.Value:
+        """Add a packed linear layer.
+
+        Args:
+            x: what it reads.
+            weight: in whatever format.
+            name: of the layer.
+            activation_bits: 8, 16 or 32.
+            form: format to store it in.
+            layout: `canonical`, or `panel` for the order in which kernels read i2s.
+        """
+        self.layers[name] = meant(weight)
+        stored = weight.to(form)
+        if layout == "panel":
+            codes = self.constant(f"{name}.panel", to_panels(stored.weight, stored.k))
+            return self.product(x, stored, name, activation_bits, codes, op_type=PANEL_OP)
+        codes = self.constant(f"{name}.{form}", stored.weight)
+        return self.product(x, stored, name, activation_bits, codes)
+
+    def product(
         self,
         x: ir.Value,
         quantized: Quantized,
         name: str,
         activation_bits: int,
+        codes: ir.Value,
         *,
-        codes: ir.Value | None = None,
+        op_type: str = "",
         output: str = "",
     ) -> ir.Value:
-        """Add a packed linear layer; `codes` is its weight where that is in the data file already."""
+        """Add the op of a packed layer whose codes are stored already; `op_type` is that of their layout."""
         layout = FORMATS[quantized.format]
+        op_type = op_type or layout.op_type
         zeros = self.constant(f"zeros_{quantized.n}", np.zeros(quantized.n, np.float32))
-        codes = codes or self.constant(f"{name}.{layout.name}", quantized.weight)
         inputs = [x, codes, self.constant(f"{name}.scale", quantized.scale)]
         if layout.four_levels:
             points = quantized.zero_point.astype(np.float32)
             inputs.append(self.constant("zero_point_" + "_".join(f"{p:g}" for p in points.flat), points))
-        self._packed_ops.add(layout.op_type)
+        self._packed_ops.add(op_type)
         (y,) = self.op(
-            layout.op_type,
+            op_type,
             *inputs,
             zeros,
             name=name,

@@ -9,9 +9,11 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_bitnet.decoder.architecture import Architecture
+from onnx_bitnet.decoder.checked import Fingerprint
 from onnx_bitnet.decoder.graph import CONTRIB, Graph
 from onnx_bitnet.decoder.source import Source
 from onnx_bitnet.errors import ModelError
+from onnx_bitnet.granularity import stored_block_size
 from onnx_bitnet.quantize import LayerSpec, quantize_layer
 
 BITS = {"float": 0, "int8": 8, "int4": 4}
@@ -109,15 +111,18 @@ class Tokens:
         """Add the head as a packed layer, quantized some rows at a time, which makes all planes of them."""
         n, k = self._shape
         codes, tensor = self._graph.data.reserve(f"{_HEAD}.i2s", (spec.integer_bits // 2, n, -(-k // 4)))
+        made = Fingerprint(k, stored_block_size(spec.granularity, k))
         scales, done = [], 0
         for part in self._source.rows(self._module, n, k):
             quantized = quantize_layer(part.astype(np.float32), spec)
+            made.add(quantized.codes(), quantized.scale, quantized.zero_point)
             codes[:, done : done + len(part)] = quantized.weight
             scales.append(quantized.scale.astype(np.float32))
             done += len(part)
         whole = dataclasses.replace(quantized, n=n, weight=codes, scale=np.concatenate(scales, axis=1))
+        self._graph.layers[_HEAD] = made.digest()
         stored = self._graph.tensor(tensor)
-        return self._graph.packed(x, whole, _HEAD, spec.activation_bits, codes=stored, output="logits")
+        return self._graph.product(x, whole, _HEAD, spec.activation_bits, stored, output="logits")
 
     def _store(self, module: str, kind: str) -> tuple[ir.Value, ...]:
         """Write a matrix once for each type: (n, k) as it is or in float32, or codes and scales of blocks."""

@@ -87,6 +87,14 @@ def test_formats_give_the_same_bits(tmp_path, form):
     assert np.array_equal(decoders.run(built(tmp_path / "other", GEOMETRIES["tiny"], options), IDS), expected)
 
 
+def test_panels_in_the_file_give_the_same_bits(tmp_path):
+    expected = decoders.run(built(tmp_path / "i2s", GEOMETRIES["tiny"]), IDS)
+    options = Options("float", all_logits=True, layout="panel")
+    assert np.array_equal(decoders.run(built(tmp_path / "panel", GEOMETRIES["tiny"], options), IDS), expected)
+    nodes = ir.load(tmp_path / "panel/model.onnx").graph
+    assert {node.op_type for node in nodes if node.domain == "onnx_bitnet"} == {"MatMulPanel"}
+
+
 @pytest.mark.parametrize(
     ("kind", "error"), [("int8", 0.05), ("int4", 0.25), ("packed8", 0.05), ("packed4", 0.25)]
 )
