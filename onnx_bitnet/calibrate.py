@@ -23,6 +23,7 @@ from onnx_bitnet.activations import Collector, LayerStatistics
 from onnx_bitnet.errors import DataError, ModelError, OutputError, one_line
 from onnx_bitnet.feeds import open_feeds
 from onnx_bitnet.inputs import Batch
+from onnx_bitnet.padding import USUAL, check_mask, tokens
 from onnx_bitnet.replay import Replay, replayed
 from onnx_bitnet.report import Progress
 from onnx_bitnet.rewrite.scan import prepare, scan
@@ -173,6 +174,7 @@ def calibrate(
     second_moments: bool = True,
     max_samples: int | None = None,
     max_memory: int = _GIB,
+    mask: str = USUAL,
     threads: int = 0,
     seed: int = 0,
     dims: Mapping[str, int] | None = None,
@@ -192,6 +194,8 @@ def calibrate(
         max_memory: bytes that the statistics of one pass and the activations they are taken from may have
             at a time, beside the model in its session; a value that needs more alone has a pass of its own.
             The matrices of finished passes are in a temporary file, mapped into memory.
+        mask: name of the input (batch, sequence) that is 0 where a batch is filled up: what layers read there
+            is left out; `none` counts all rows.
         threads: for onnxruntime, 0 for its own choice.
         seed: of random feeds.
         dims: sizes of symbolic dimensions in random feeds, by name.
@@ -211,7 +215,8 @@ def calibrate(
     sources, unreachable = find_sources(scan(file.model), file.model.graph)
     notes = tuple(f"layer {name!r} has no statistics: {OUT_OF_REACH}" for name in unreachable)
     with replayed(open_feeds(file.model, data, seed=seed, dims=dims), max_samples) as feeds:
-        passes = _Passes(file, feeds, threads, second_moments, max_memory)
+        check_mask(mask, feeds.feeds.inputs)
+        passes = _Passes(file, feeds, threads, second_moments, max_memory, mask)
         statistics = passes.run(sources, progress)
         missing = [name for source in sources for name in source.layers if source not in statistics]
         notes += tuple(f"layer {name!r} has no statistics: it was given no rows" for name in missing)
@@ -225,10 +230,16 @@ class _Passes:
     """Runs of a model over the same feeds, each for some of the sources."""
 
     def __init__(
-        self, file: files.ModelFile, feeds: Replay, threads: int, second_moments: bool, max_memory: int
+        self,
+        file: files.ModelFile,
+        feeds: Replay,
+        threads: int,
+        second_moments: bool,
+        max_memory: int,
+        mask: str,
     ) -> None:
         self._file, self._feeds, self._threads = file, feeds, threads
-        self._second_moments, self._max_memory = second_moments, max_memory
+        self._second_moments, self._max_memory, self._mask = second_moments, max_memory, mask
 
     def run(self, sources: Sequence[Source], progress: Progress | None) -> dict[Source, LayerStatistics]:
         """Return the statistics of the sources that got rows."""
@@ -249,8 +260,9 @@ class _Passes:
                     progress(number * self._feeds.count + index if total else index, total, what)
                 grown = _elements(batch) / max(1, _elements(first))
                 needs = {source: math.ceil(size * grown) for source, size in sizes.items()}
+                label, there = f"batch {index} of {self._feeds.description}", tokens(batch, self._mask)
                 for part in _portions(group, needs, self._max_memory):
-                    _observe(runner, part, batch, collectors, f"batch {index} of {self._feeds.description}")
+                    _observe(runner, part, batch, collectors, there, label)
             for source, collector in collectors.items():
                 if collector.rows:
                     result = collector.result()
@@ -314,10 +326,10 @@ def fetching(
     return start(part, path, threads)
 
 
-def observed(source: Source, array: np.ndarray, label: str) -> np.ndarray:
-    """Return the rows (rows, K) that a source has for one batch, whose value is `array`."""
+def observed(source: Source, array: np.ndarray, there: np.ndarray | None, label: str) -> np.ndarray:
+    """Return the rows (rows, K) that a source has for one batch, whose value is `array`; see Source.rows."""
     with _blaming(source, label):
-        return source.rows(array)
+        return source.rows(array, there)
 
 
 @contextmanager
@@ -346,13 +358,14 @@ def _observe(
     part: Sequence[Source],
     batch: Batch,
     collectors: Mapping[Source, Collector],
+    there: np.ndarray | None,
     label: str,
 ) -> None:
     names = [name for name in dict.fromkeys(source.value for source in part) if name not in batch]
     got = batch | (runner.run(names, batch, label) if runner is not None and names else {})
     for source in part:
         with _blaming(source, label):
-            collectors[source].add(source.rows(got[source.value]))
+            collectors[source].add(source.rows(got[source.value], there))
 
 
 def _portions(

@@ -26,6 +26,7 @@ from onnx_bitnet.doctor import examine
 from onnx_bitnet.errors import BitNetError, OutputError, RecipeError
 from onnx_bitnet.inspection import inspect as inspect_file
 from onnx_bitnet.options import Given, to_recipe, with_recipe
+from onnx_bitnet.padding import USUAL
 from onnx_bitnet.planner import sensitivity as rank_layers
 from onnx_bitnet.validate import load_metric
 
@@ -138,6 +139,7 @@ def calibrate(
     max_samples: Annotated[int | None, typer.Option(help="stop after so many samples")] = None,
     max_memory: Annotated[int, typer.Option(help="MiB for statistics and activations of one pass")] = 1024,
     second_moments: Annotated[bool, typer.Option(help="also X^T X, for rounding gptq")] = True,
+    mask: Annotated[str, typer.Option(help="input that is 0 where data is padding, or none")] = USUAL,
     dim: Dim = None,
     seed: Seed = 0,
     threads: Threads = 0,
@@ -155,6 +157,7 @@ def calibrate(
             second_moments=second_moments,
             max_samples=max_samples,
             max_memory=max_memory << 20,
+            mask=mask,
             threads=threads,
             seed=seed,
             dims=_dims(dim),

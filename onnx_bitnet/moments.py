@@ -17,6 +17,7 @@ from onnx_bitnet.compensate import Moments
 from onnx_bitnet.decide import may_use_moments, needs_calibration, needs_moments
 from onnx_bitnet.errors import DataError, ModelError, RecipeError
 from onnx_bitnet.feeds import open_feeds
+from onnx_bitnet.padding import USUAL, check_mask, tokens
 from onnx_bitnet.recipe import Recipe
 from onnx_bitnet.replay import Replay, replayed
 from onnx_bitnet.rewrite.scan import prepare, scan
@@ -36,6 +37,7 @@ class Inputs:
         data: feeds; or a calibration, which knows the float model alone.
         threads: for onnxruntime, 0 for its own choice.
         folder: for what runs leave behind; none is needed with a calibration.
+        mask: as in `calibrate`.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Inputs:
         data: Replay | Calibration,
         threads: int,
         folder: Path | None = None,
+        mask: str = USUAL,
     ) -> None:
         self._path, self._data, self._threads, self._folder = path, data, threads, folder
         self._source_of = {name: source for source in sources for name in source.layers}
@@ -54,6 +57,7 @@ class Inputs:
         self._theirs: Stages | None = None
         if not isinstance(data, Calibration):
             self._ours = self._stages(model, "converted")
+            self._there = [tokens(batch, mask) for batch in data]
 
     def _stages(self, model: ir.Model, name: str) -> Stages:
         assert self._folder is not None
@@ -99,10 +103,10 @@ class Inputs:
         second = np.zeros((k, k), np.float32)
         cross = np.zeros((k, k), np.float32) if theirs is not None else None
         sums, rows = np.zeros((2, k)), 0
-        for index, array in enumerate(ours):
+        for index, (array, there) in enumerate(zip(ours, self._there, strict=True)):
             label = f"batch {index} of {description}"
-            x = observed(source, array, label)
-            f = x if theirs is None else observed(source, next(theirs), label)
+            x = observed(source, array, there, label)
+            f = x if theirs is None else observed(source, next(theirs), there, label)
             second += x.T @ x
             if cross is not None:
                 cross += x.T @ f
@@ -142,15 +146,16 @@ def measuring(
         yield data, Inputs(file.model, file.path, found, data, 0) if moments else None
         return
     with replayed(open_feeds(file.model, data)) as feeds:
+        check_mask(recipe.mask, feeds.feeds.inputs)
         calibration = None
         if needs_calibration(recipe):
-            calibration = calibrate(file.path, feeds, second_moments=False)
+            calibration = calibrate(file.path, feeds, second_moments=False, mask=recipe.mask)
         if not moments:
             yield calibration, None
             return
         sources, _ = find_sources(scan(file.model), file.model.graph)
         with tempfile.TemporaryDirectory() as folder:
-            yield calibration, Inputs(file.model, file.path, sources, feeds, 0, Path(folder))
+            yield calibration, Inputs(file.model, file.path, sources, feeds, 0, Path(folder), recipe.mask)
 
 
 def moments_of(layer: str, statistics: LayerStatistics) -> Moments:

@@ -179,6 +179,8 @@ class Recipe:
         keep_last: leave the last linear layer float.
         fuse: let layers that read the same activations, such as q, k and v, be one op and a Split. Results
             are the same bits; docs/speed.md says what it gains.
+        mask: the input (batch, sequence) of the model that is 0 where a batch of data is filled up: rows of
+            activations there are not calibrated by. `none` counts all rows.
         target: `custom` writes packed ops; `ort` writes the same weights in ops of stock onnxruntime, and
             keeps layers for which it has none; `simulate` writes float weights, quantized and dequantized;
             `float` makes such a model from one that is packed. In the last two, `auto` leaves activations
@@ -208,6 +210,7 @@ class Recipe:
     keep_first: bool = False
     keep_last: bool = False
     fuse: bool = False
+    mask: str = "attention_mask"
     target: str = "custom"
     min_cosine: float | None = None
     min_sqnr: float | None = None
@@ -223,6 +226,8 @@ class Recipe:
         formats = {self.format, *(rule.overrides.get("format") for rule in self.rules)}
         if self.layout == "panel" and formats & set(_TERNARY_FORMATS):
             raise RecipeError("layout 'panel' holds i2s codes only; leave it out, or use format 'i2s'")
+        if not isinstance(self.mask, str):
+            raise RecipeError(f"mask = {self.mask!r} is no name of an input; use 'none' for none")
         if not isinstance(self.fuse, bool):
             raise RecipeError(f"fuse = {self.fuse!r} is not known; use true or false")
         if self.target != "custom" and (self.fuse or self.layout == "panel"):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from onnx_bitnet.padding import counted
 from onnx_bitnet.rewrite.records import Linear, Refusal, Reshaping
 
 OUT_OF_REACH = "it is inside a subgraph or function, whose values are out of reach"
@@ -29,8 +30,12 @@ class Source:
     k: int
     layers: tuple[str, ...]
 
-    def rows(self, array: np.ndarray) -> np.ndarray:
+    def rows(self, array: np.ndarray, there: np.ndarray | None = None) -> np.ndarray:
         """Return the value's array as float32 (rows, K), contiguous.
+
+        Args:
+            array: of one batch.
+            there: where the batch has tokens, see padding.py; rows of padding are left out.
 
         Raises:
             ValueError: the array does not have K inputs.
@@ -39,7 +44,8 @@ class Source:
             array = _reshaped(array, reshaping)
         if array.ndim == 0 or array.shape[-1] != self.k:
             raise ValueError(f"has shape {list(array.shape)}, its layers read {self.k} inputs")
-        return np.ascontiguousarray(array, np.float32).reshape(-1, self.k)
+        rows = np.ascontiguousarray(array, np.float32).reshape(-1, self.k)
+        return counted(rows, array.shape[:-1], there)
 
 
 def _reshaped(array: np.ndarray, reshaping: Reshaping) -> np.ndarray:

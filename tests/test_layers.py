@@ -17,7 +17,7 @@ STACK = [
     ["quantize", "ranges"],
     ["nbits", "floats"],
     ["rewrite", "runtime", "torch", "weights"],
-    ["sources", "feeds", "inputs", "random_feeds", "replay"],
+    ["sources", "feeds", "inputs", "padding", "random_feeds", "replay"],
     [
         "decide",
         "targets",
