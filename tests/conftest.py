@@ -13,6 +13,7 @@ import ocr
 import onnx
 import pytest
 import vad
+from chains import K, chain, ordinary, ternary
 
 
 def _wheel(path: Path | None) -> Path:
@@ -82,3 +83,9 @@ def magika_model() -> Path:
 def int8_model() -> Path:
     """An encoder that onnxruntime's tools have quantized: MatMulInteger all over."""
     return _wheel(installed.find("traceforge-title-model", "span/encoder.onnx"))
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """A ternary, an ordinary, and another ternary layer."""
+    return chain(tmp_path / "in.onnx", {"a": ternary(K), "b": ordinary(K), "c": ternary(8, seed=2)})

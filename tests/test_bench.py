@@ -7,8 +7,8 @@ import sys
 
 import numpy as np
 import pytest
-from test_cli import run
-from test_convert import K, chain, ordinary, ternary
+from chains import K, chain, ordinary, ternary
+from commands import run
 
 import onnx_bitnet as bn
 from onnx_bitnet import memory, peers

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+from chains import K, chain, ordinary, ternary
+from commands import run
 from onnx import TensorProto, helper, numpy_helper
-from test_cli import run
-from test_convert import K, chain, ordinary, ternary
 
 import onnx_bitnet as bn
 from onnx_bitnet.activations import HISTOGRAM_BINS, Collector

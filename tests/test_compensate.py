@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from test_convert import K, chain, ordinary, ternary
+from chains import K, chain, ordinary, ternary
 
 import onnx_bitnet as bn
 from onnx_bitnet import _native, reference

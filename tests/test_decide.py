@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import numpy as np
-from test_convert import chain
+from chains import chain
 
 import onnx_bitnet as bn
 from onnx_bitnet import decide, recipe

@@ -8,8 +8,8 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from test_convert import K, chain, mixed, ordinary
-from test_targets import convert, ops, run
+from chains import K, chain, ordinary
+from written import convert, ops, run
 
 import onnx_bitnet as bn
 from onnx_bitnet.errors import ModelError, RecipeError
@@ -18,8 +18,6 @@ from onnx_bitnet.quantize import LayerSpec
 from onnx_bitnet.recipe import FLOAT_ACTIONS
 from onnx_bitnet.report import Reason
 from onnx_bitnet.scale_types import TYPES
-
-assert mixed  # the fixture
 
 # Exponent bits, mantissa bits and largest value of each type.
 SHAPES = {"fp8e4m3": (4, 3, 448.0), "fp8e5m2": (5, 2, 57344.0), "fp4e2m1": (2, 1, 6.0)}

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from test_convert import K, chain, ordinary, ternary
+from chains import K, chain, ordinary, ternary
 
 import onnx_bitnet as bn
 from onnx_bitnet.errors import OutputError

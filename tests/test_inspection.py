@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from test_convert import K, chain, ordinary, ternary
+from chains import K, chain, ordinary, ternary
 
 import onnx_bitnet as bn
 from onnx_bitnet.errors import ModelError

@@ -4,38 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
+from chains import K, chain, ordinary, ternary
 from rewrite.graphs import GRAPHS
 from rewrite.steps import expected
-from test_convert import chain, mixed, ordinary, ternary
+from written import convert, ops, run
 
 import onnx_bitnet as bn
 from onnx_bitnet import nbits, reference
 from onnx_bitnet.report import Reason
-
-assert mixed  # the fixture
-
-K = 64
-
-
-def run(path, feeds):
-    """Run a file in onnxruntime as it comes, without the library."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"]).run(None, feeds)
-
-
-def ops(path) -> list[str]:
-    return [node.op_type for node in onnx.load(path).graph.node]
-
-
-def convert(source, target, recipe):
-    report = bn.convert(source, target, recipe)
-    assert report.output_bytes == sum(
-        path.stat().st_size for path in (target, target.with_name(target.name + ".data")) if path.exists()
-    )
-    return report
 
 
 @pytest.mark.parametrize("target", ["ort", "simulate"])

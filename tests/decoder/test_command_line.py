@@ -6,7 +6,7 @@ import json
 import re
 
 import checkpoints
-from test_cli import run
+from commands import run
 
 from onnx_bitnet.decoder import Generator
 
