@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 import onnx_bitnet as bn
-from onnx_bitnet import plots, tables
+from onnx_bitnet import interrupts, plots, tables
 from onnx_bitnet.bench import bench as bench_models
 from onnx_bitnet.calibrate import Calibration, is_calibration
 from onnx_bitnet.convert import default_output
@@ -338,39 +337,30 @@ def generate(
         else:
             numbers = _numbers(str(tokens))
             pieces = (f"{token} " for token in generator.tokens(numbers, count, sampling))
-        text = ""
-        for piece in pieces:
-            text += piece
-            if not as_json:
-                out.file.write(piece)
-                out.file.flush()
-    if as_json:
-        _show(tables.generated_document(text, generator.times))
-        return
-    out.file.write("\n")
-    err.print(generator.times.summary(), highlight=False)
+        text, interrupted = "", None
+        try:
+            for piece in pieces:
+                text += piece
+                if not as_json:
+                    out.file.write(piece)
+                    out.file.flush()
+        except interrupts.Interrupted as signal:
+            interrupted = signal
+    _show(tables.generated_document(text, generator.times) if as_json else [""])
+    if interrupted is not None:
+        err.print(
+            "interrupted; what was generated is above" if text else "interrupted before the first token"
+        )
+    if not as_json:
+        err.print(generator.times.summary(), highlight=False)
+    if interrupted is not None:
+        interrupted.told = True
+        raise interrupted
 
 
 def main() -> NoReturn:
     """Run the command line; the process ends with design section 5's exit codes."""
-    # An exception unwinds the stack, so that staged files go away. Libraries may replace it by one of their
-    # own (numpy's tofile does), therefore the signal is also noted down.
-    received: list[int] = []
-
-    def stop(number: int, _frame: object) -> NoReturn:
-        received.append(number)
-        sys.exit(128 + number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
-    try:
-        app()
-    except BaseException:
-        if not received:
-            raise
-        err.print("interrupted; nothing was written")
-        sys.exit(128 + received[0])
-    sys.exit(0)
+    interrupts.run(app, err.print)
 
 
 def _calibration(data: Path | None) -> Calibration | Path | None:

@@ -10,7 +10,7 @@ import onnx_bitnet
 ROOT = Path(onnx_bitnet.__file__).parent
 # Bottom first; what stands in one row may import from its own row.
 STACK = [
-    ["errors", "report", "reference", "scale_types", "granularity", "_native"],
+    ["errors", "interrupts", "report", "reference", "scale_types", "granularity", "_native"],
     ["recipe", "spill", "kernels", "formats"],
     ["scales", "activations", "grids", "rotation"],
     ["compensate"],

@@ -46,9 +46,10 @@ class Times:
 
     def summary(self) -> str:
         """Say both in a line."""
+        generated = self.tokens + 1 if self.prompt_seconds else 0
         return (
             f"prompt: {self.prompt_tokens} tokens, {self.prompt_speed:.1f} tokens/s; "
-            f"generated: {self.tokens + 1} tokens, {self.speed:.1f} tokens/s"
+            f"generated: {generated} tokens, {self.speed:.1f} tokens/s"
         )
 
 

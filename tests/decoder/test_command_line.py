@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
+import sys
 
 import checkpoints
+import pytest
 from commands import run
 
-from onnx_bitnet.decoder import Generator
+from onnx_bitnet.decoder import GEOMETRIES, Generator, build
 
 
 def test_build_a_random_model_and_generate(tmp_path):
@@ -34,6 +38,25 @@ def test_json_documents(tmp_path):
     assert document["schema"] == "onnx_bitnet.generated/1"
     assert len(document["text"].split()) == 3
     assert document["prompt_tokens"] == 1
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_the_text_so_far(tmp_path, number, code):
+    build(GEOMETRIES["tiny"].replace(positions=50000), tmp_path / "tiny")
+    command = [sys.executable, "-m", "onnx_bitnet", "generate", tmp_path / "tiny", "--tokens", "1 2 3"]
+    options = ["--count", "49000", "--threads", "1"]
+    program = subprocess.Popen(
+        [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    begun = program.stdout.read(8)
+    program.send_signal(number)
+    rest, said = program.communicate(timeout=60)
+    assert program.returncode == code
+    tokens = (begun + rest).split()
+    assert all(token.isdecimal() for token in tokens)
+    assert said.startswith("interrupted; what was generated is above\n")
+    counted = re.search(r"generated: (\d+) tokens", said)
+    assert abs(int(counted[1]) - len(tokens)) <= 1  # the signal may come between counting and writing
 
 
 def test_build_a_checkpoint(tmp_path):
