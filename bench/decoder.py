@@ -155,7 +155,13 @@ def main() -> None:
     parser.add_argument("--decode", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--head", nargs="+", default=["packed8", "packed4"])
-    parser.add_argument("--types", nargs="*", default=["TQ2_0", "Q4_0"], help="of llama.cpp's files")
+    parser.add_argument(
+        "--types",
+        nargs="*",
+        choices=list(llama_files.TYPES),
+        default=["TQ2_0", "Q4_0"],
+        help="of llama.cpp's",
+    )
     parser.add_argument("--folder", type=Path, help="where models are kept; default: a temporary one")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

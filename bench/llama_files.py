@@ -16,7 +16,7 @@ _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6  # kinds of token
 
 
 def write(path: Path, of: Architecture, kind: str) -> None:
-    """Write a model of the architecture `bitnet` whose layers are of a type: TQ2_0 or Q4_0."""
+    """Write a model of the architecture `bitnet` whose layers are of one of TYPES."""
     import gguf
 
     writer = gguf.GGUFWriter(path, "bitnet")
@@ -78,16 +78,36 @@ def _tensors(of: Architecture) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _blocks(rng: np.random.Generator, n: int, k: int, kind: str) -> np.ndarray:
-    """Return random ternary weights (n, k) as bytes of TQ2_0 or Q4_0."""
+    """Return random ternary weights (n, k) as bytes of one of TYPES."""
+    size, parts = TYPES[kind]
+    data = np.empty((n, k // size, sum(count for _, count in parts)), np.uint8)
     scale = np.frombuffer(np.float16((1.5 / k) ** 0.5).tobytes(), np.uint8)
-    if kind == "TQ2_0":
-        digits = np.indices((3,) * 4, np.uint8).reshape(4, -1)
-        block, codes, fields = 256, slice(0, 64), digits[0] | digits[1] << 2 | digits[2] << 4 | digits[3] << 6
-    else:
-        digits = np.indices((3,) * 2, np.uint8).reshape(2, -1) + 7  # of codes 0 to 15, 8 stands for 0
-        block, codes, fields = 32, slice(2, 18), digits[0] | digits[1] << 4
-    size = codes.stop - codes.start + 2
-    data = np.empty((n, k // block, size), np.uint8)
-    data[..., codes] = fields[rng.integers(0, len(fields), (n, k // block, size - 2), np.uint8)]
-    data[..., slice(64, 66) if kind == "TQ2_0" else slice(0, 2)] = scale
+    end = 0
+    for fields, count in parts:
+        start, end = end, end + count
+        data[..., start:end] = (
+            scale
+            if fields is None
+            else fields[rng.integers(0, len(fields), (*data.shape[:2], count), np.uint8)]
+        )
     return data.reshape(n, -1)
+
+
+def _fields(count: int, weights: list[int], first: int = 0) -> np.ndarray:
+    """Return the bytes that stand for some trits: the sum of (trit + first) * weight."""
+    trits = np.indices((3,) * count).reshape(count, -1) + first
+    return np.array(weights) @ trits
+
+
+def _fractions(count: int) -> np.ndarray:
+    """Return the bytes of TQ1_0 for 5 or 4 trits: v / 243 as a fraction of 256, rounded up."""
+    return ((_fields(count, [81, 27, 9, 3, 1][:count]) * 256 + 242) // 243).astype(np.uint8)
+
+
+_SCALE = None, 2
+TYPES: dict[str, tuple[int, list[tuple[np.ndarray | None, int]]]] = {
+    "TQ1_0": (256, [(_fractions(5), 48), (_fractions(4), 4), _SCALE]),
+    "TQ2_0": (256, [(_fields(4, [1, 4, 16, 64]).astype(np.uint8), 64), _SCALE]),
+    "Q4_0": (32, [_SCALE, (_fields(2, [1, 16], 7).astype(np.uint8), 16)]),  # of codes 0 to 15, 8 stands for 0
+}
+"""Weights of a block by type, and what is in it: bytes to draw from, how many; None for the scale."""

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import onnx_bitnet as bn
@@ -136,7 +137,8 @@ def test_a_decoder_is_timed():
     assert "| MatMulI2S |" in shown
 
 
-def test_llama_files_are_ternary(tmp_path):
+@pytest.mark.parametrize("kind", ["TQ1_0", "TQ2_0"])
+def test_llama_files_are_ternary(tmp_path, kind):
     pytest.importorskip("gguf", reason="install the extra [text]")
     sys.path.insert(0, str(BENCH))
     import llama_files
@@ -144,11 +146,24 @@ def test_llama_files_are_ternary(tmp_path):
     from onnx_bitnet.decoder import GEOMETRIES
 
     architecture = GEOMETRIES["tiny"].replace(hidden=256, ffn=512, head_size=64, vocabulary=512)
-    llama_files.write(tmp_path / "model.gguf", architecture, "TQ2_0")
+    llama_files.write(tmp_path / "model.gguf", architecture, kind)
     weights = bn.load_weights(tmp_path / "model.gguf")
     assert len(weights) == 7 * architecture.layers
     assert {weight.granularity for weight in weights.values()} == {"tensor"}
     assert weights.others["token_embd.weight"].shape == (512, 256)
+    counts = np.bincount(weights["blk.0.ffn_up.weight"].codes().reshape(-1))
+    np.testing.assert_allclose(counts / counts.sum(), [1 / 3] * 3, atol=0.01)
+
+
+def test_a_type_of_llama_that_cannot_be_written_is_refused():
+    done = subprocess.run(
+        [sys.executable, BENCH / "decoder.py", "--types", "IQ1_S"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "invalid choice: 'IQ1_S' (choose from 'TQ1_0', 'TQ2_0', 'Q4_0')" in done.stderr
 
 
 def test_fused_layers_are_timed_beside_the_same_apart():

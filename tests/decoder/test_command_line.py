@@ -45,17 +45,16 @@ def test_a_signal_leaves_the_text_so_far(tmp_path, number, code):
     build(GEOMETRIES["tiny"].replace(positions=50000), tmp_path / "tiny")
     command = [sys.executable, "-m", "onnx_bitnet", "generate", tmp_path / "tiny", "--tokens", "1 2 3"]
     options = ["--count", "49000", "--threads", "1"]
-    program = subprocess.Popen(
-        [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    program = subprocess.Popen([*command, *options], bufsize=0, **pipes)
     begun = program.stdout.read(8)
     program.send_signal(number)
     rest, said = program.communicate(timeout=60)
     assert program.returncode == code
-    tokens = (begun + rest).split()
+    tokens = (begun + rest).decode().split()
     assert all(token.isdecimal() for token in tokens)
-    assert said.startswith("interrupted; what was generated is above\n")
-    counted = re.search(r"generated: (\d+) tokens", said)
+    assert said.startswith(b"interrupted; what was generated is above\n")
+    counted = re.search(rb"generated: (\d+) tokens", said)
     assert abs(int(counted[1]) - len(tokens)) <= 1  # the signal may come between counting and writing
 
 
