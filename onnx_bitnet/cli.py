@@ -318,6 +318,9 @@ def generate(
     model: Annotated[Path, typer.Argument(help="a folder that build has written", show_default=False)],
     prompt: Annotated[str | None, typer.Option(help="text to continue")] = None,
     tokens: Annotated[str | None, typer.Option(help="numbers of tokens to continue, instead of text")] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="--prompt is a message: answer it, by the model's chat template")
+    ] = False,
     count: Annotated[int, typer.Option(help="tokens to generate at most")] = 128,
     temperature: Annotated[float, typer.Option(help="0: the most likely token each time")] = 0.0,
     top_k: Annotated[int, typer.Option(help="draw from so many tokens; 0: from all")] = 0,
@@ -330,10 +333,12 @@ def generate(
     with _errors():
         if (prompt is None) == (tokens is None):
             raise RecipeError("give either --prompt or --tokens")
+        if chat and prompt is None:
+            raise RecipeError("--chat answers a text; give it with --prompt instead of --tokens")
         sampling = Sampling(temperature, top_k, top_p, seed)
         generator = Generator(model, threads)
         if prompt is not None:
-            pieces = generator.text(prompt, count, sampling)
+            pieces = generator.text(prompt, count, sampling, chat=chat)
         else:
             numbers = _numbers(str(tokens))
             pieces = (f"{token} " for token in generator.tokens(numbers, count, sampling))

@@ -139,9 +139,10 @@ def _checkpoint(path: Path, linear_class: str | None) -> tuple[Architecture, Sou
     config = weights.metadata
     if not config:
         raise ModelError(f"{path}: has no config.json, which says how the model is built; add it")
-    architecture = Architecture.of(config, str(path))
-    master = "quantization_config" in config or config["model_type"] == "bitnet"
     home = path if path.is_dir() else path.parent
+    ends = read_config(home, "generation_config.json").get("eos_token_id")  # also those that end an answer
+    architecture = Architecture.of(config if ends is None else {**config, "eos_token_id": ends}, str(path))
+    master = "quantization_config" in config or config["model_type"] == "bitnet"
     files = [home / name for name in _TOKENIZER if (home / name).is_file()]
     return architecture, Checkpoint(weights, master=master), files
 

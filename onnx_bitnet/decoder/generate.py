@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_bitnet import runtime
+from onnx_bitnet.decoder.chat import chat_prompt
 from onnx_bitnet.decoder.sampling import Sampling
 from onnx_bitnet.decoder.step import Step
 from onnx_bitnet.errors import DataError, ModelError, one_line
@@ -79,22 +80,28 @@ class Generator:
         self._context = int(self._config["context_length"])
         self.times = Times()
 
-    def text(self, prompt: str, count: int = 128, sampling: Sampling | None = None) -> Iterator[str]:
+    def text(
+        self, prompt: str, count: int = 128, sampling: Sampling | None = None, *, chat: bool = False
+    ) -> Iterator[str]:
         """Yield the continuation of a text, piece by piece.
 
         Args:
             prompt: text to begin with.
             count: tokens to generate at most.
             sampling: how to choose them; None takes the most likely one each time.
+            chat: the prompt is a message to answer: it is put into the checkpoint's chat template.
 
         Raises:
-            ModelError: the model has no tokenizer, or the package `tokenizers` is missing.
+            ModelError: the model has no tokenizer or no chat template, or a package for it is missing.
             DataError: the prompt is empty or too long, or `count` is not positive.
         """
         tokenizer = self._tokenizer()
         tokens: list[int] = []
         whole = written = ""
-        for token in self.tokens(tokenizer.encode(prompt).ids, count, sampling):
+        if chat:  # a template writes special tokens itself
+            prompt = chat_prompt(self.folder, [{"role": "user", "content": prompt}])
+        encoded = tokenizer.encode(prompt, add_special_tokens=not chat)
+        for token in self.tokens(encoded.ids, count, sampling):
             tokens.append(token)
             whole = tokenizer.decode(tokens)
             if not whole.endswith(_REPLACEMENT):  # the rest of a character is still to come

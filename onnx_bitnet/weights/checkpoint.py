@@ -80,13 +80,13 @@ class Scheme:
         return name.endswith(".weight") and not kept and not _NO_LINEAR.search(name)
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return what config.json says, nothing if there is none.
+def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """Return what config.json, or another file beside it, says; nothing if there is none.
 
     Raises:
         ModelError: it is no JSON object.
     """
-    path = folder / "config.json"
+    path = folder / name
     if not path.is_file():
         return {}
     try:

@@ -75,6 +75,7 @@ def test_usage_errors(tmp_path):
         (("build", "--random", "huge", tmp_path / "x"), 1, "huge: neither one of bitnet-2b4t"),
         (("build", "--random", "tiny", tmp_path / "x", "--head", "int3"), 2, "head 'int3' does not exist"),
         (("generate", tmp_path, "--prompt", "a", "--tokens", "1"), 2, "give either --prompt or --tokens"),
+        (("generate", tmp_path, "--tokens", "1", "--chat"), 2, "--chat answers a text"),
         (("generate", tmp_path, "--tokens", "1"), 1, "genai_config.json: is missing"),
     ):
         done = run(*arguments)
