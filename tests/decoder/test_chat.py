@@ -14,8 +14,9 @@ from onnx_bitnet.errors import ModelError
 pytest.importorskip("jinja2", reason="install the extra [text]")
 
 BITNET = (
-    "{% for message in messages %}{% set content = message['role'] | capitalize + ': ' "
-    "+ message['content'] | trim + '<|eot|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}"
+    "{% for message in messages %}"
+    "{% set content = message['role'] | capitalize + ': ' + message['content'] | trim + '<|eot|>' %}"
+    "{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}"
     "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"
 )
 HELLO = [{"role": "user", "content": " <hello> "}]
