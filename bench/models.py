@@ -1,11 +1,12 @@
 """Times whole models side by side: ONNX Runtime in fp32, dynamic int8 and 2 bits, and this package.
 
-    python bench/models.py [minilm] [digits] [layer] [--threads 1 2] [--rounds 30]
+    python bench/models.py [minilm] [digits] [layer] [bert] [qwen] [--threads 1 2] [--rounds 30]
 
 All variants of a model are made from the same float file, whose linear layers are exactly ternary, so that
 the 2-bit ones hold the same weights; int4 and int8 gain nothing from that. In every round each variant in
 turn runs once to warm up and then for about 20 ms; the table has the medians in ms, and rows per second of
-the fastest of ours (tokens, for MiniLM). Thread pools stop spinning after each run.
+the fastest of ours (tokens, for encoders). Thread pools stop spinning after each run. bert and qwen are
+encoders of BitLinear layers on 8 texts of 512 tokens, which take seconds a run and only run when asked for.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from onnx_bitnet.bench import in_turns
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 import digits
+import encoders
 import machine
 import minilm
 
@@ -63,11 +65,19 @@ def layer_model() -> tuple[onnx.ModelProto, dict[str, Feeds]]:
     return model, {f"m = {m}": {"x": rng.normal(size=(m, 2560)).astype(np.float32)} for m in (1, 8, 128)}
 
 
+def encoder_model(kind: str) -> tuple[onnx.ModelProto, dict[str, Feeds]]:
+    of = encoders.GEOMETRIES[kind]
+    return encoders.build(of), {"8 x 512 tokens": encoders.feeds(of, [512] * 8)}
+
+
 MODELS: dict[str, Callable[[], tuple[onnx.ModelProto, dict[str, Feeds]]]] = {
     "minilm": minilm_model,
     "digits": digits_model,
     "layer": layer_model,
+    "bert": partial(encoder_model, "bert"),
+    "qwen": partial(encoder_model, "qwen"),
 }
+DEFAULT = ["minilm", "digits", "layer"]
 
 
 def float_variant(source: Path, target: Path) -> None:
@@ -158,7 +168,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("models", nargs="*", help=f"which of {', '.join(MODELS)}; default: all")
+    parser.add_argument("models", nargs="*", help=f"of {', '.join(MODELS)}; default: {', '.join(DEFAULT)}")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=30)
     arguments = parser.parse_args()
@@ -171,7 +181,7 @@ def main() -> None:
     print_table_head("model", "input", "threads", *(f"{name}, ms" for name in VARIANTS), "rows/s")
     facts = []
     with tempfile.TemporaryDirectory() as folder:
-        for name in arguments.models or MODELS:
+        for name in arguments.models or DEFAULT:
             model, inputs = MODELS[name]()
             source = Path(folder) / f"{name}.onnx"
             onnx.save(model, source)

@@ -160,28 +160,28 @@ def _layer(graph: Graph, x: str, module: str, geometry: Geometry, rotation: Rota
 
 
 def _mlp(graph: Graph, x: str, module: str, geometry: Geometry) -> str:
-    rounded = _rounded(graph, x, f"{module}.input")
-    gate = graph.op("Relu", _product(graph, rounded, f"{module}.gate_proj"), name=f"{module}.relu")
+    rounded = rounded_to_8_bits(graph, x, f"{module}.input")
+    gate = graph.op("Relu", product(graph, rounded, f"{module}.gate_proj"), name=f"{module}.relu")
     gate = graph.op("Mul", gate, gate, name=f"{module}.square")
-    x = graph.op("Mul", gate, _product(graph, rounded, f"{module}.up_proj"), name=f"{module}.gated")
+    x = graph.op("Mul", gate, product(graph, rounded, f"{module}.up_proj"), name=f"{module}.gated")
     x = _norm(graph, x, f"{module}.ffn_sub_norm", geometry)
-    return _product(graph, _rounded(graph, x, f"{module}.down_proj.input"), f"{module}.down_proj")
+    return product(graph, rounded_to_8_bits(graph, x, f"{module}.down_proj.input"), f"{module}.down_proj")
 
 
 def _attention(graph: Graph, x: str, module: str, geometry: Geometry, rotation: Rotation) -> str:
     """Heads that share keys and values are a dimension: (batch, kv heads, share, length, size)."""
     groups, size = geometry.num_key_value_heads, geometry.head_size
-    rounded = _rounded(graph, x, f"{module}.input")
+    rounded = rounded_to_8_bits(graph, x, f"{module}.input")
 
     def project(part: str, share: int) -> str:
-        y = _product(graph, rounded, f"{module}.{part}_proj")
+        y = product(graph, rounded, f"{module}.{part}_proj")
         y = graph.op("Reshape", y, graph.integers(0, 0, groups, share, size), name=f"{module}.{part}.heads")
         return graph.op("Transpose", y, name=f"{module}.{part}.transpose", perm=[0, 2, 3, 1, 4])
 
-    query = _rotated(
+    query = rotated(
         graph, project("q", geometry.num_attention_heads // groups), f"{module}.q", rotation, size
     )
-    key = _rotated(graph, project("k", 1), f"{module}.k", rotation, size)
+    key = rotated(graph, project("k", 1), f"{module}.k", rotation, size)
     key = graph.op("Transpose", key, name=f"{module}.k.turned", perm=[0, 1, 2, 4, 3])
     scores = graph.op("MatMul", query, key, name=f"{module}.scores")
     scores = graph.op("Mul", scores, graph.scalar(size**-0.5), name=f"{module}.scale")
@@ -191,10 +191,10 @@ def _attention(graph: Graph, x: str, module: str, geometry: Geometry, rotation: 
     y = graph.op("Transpose", y, name=f"{module}.context.transpose", perm=[0, 3, 1, 2, 4])
     y = graph.op("Reshape", y, graph.integers(0, 0, geometry.hidden_size), name=f"{module}.context.merge")
     y = _norm(graph, y, f"{module}.attn_sub_norm", geometry)
-    return _product(graph, _rounded(graph, y, f"{module}.o_proj.input"), f"{module}.o_proj")
+    return product(graph, rounded_to_8_bits(graph, y, f"{module}.o_proj.input"), f"{module}.o_proj")
 
 
-def _rotated(graph: Graph, x: str, name: str, rotation: Rotation, size: int) -> str:
+def rotated(graph: Graph, x: str, name: str, rotation: Rotation, size: int) -> str:
     last = graph.integers(-1)
     half, end, zero = graph.integers(size // 2), graph.integers(size), graph.integers(0)
     first = graph.op("Slice", x, zero, half, last, name=f"{name}.first")
@@ -224,7 +224,7 @@ class Rounded:
     step: str
 
 
-def _rounded(graph: Graph, x: str, name: str) -> Rounded:
+def rounded_to_8_bits(graph: Graph, x: str, name: str) -> Rounded:
     """Round activations, node for node as PyTorch exports `onnx_bitnet.torch`."""
     largest = graph.op("Abs", x, name=f"{name}.abs")
     largest = graph.op("ReduceMax", largest, graph.integers(-1), name=f"{name}.max", keepdims=1)
@@ -237,7 +237,7 @@ def _rounded(graph: Graph, x: str, name: str) -> Rounded:
     return Rounded(q, graph.op("Div", largest, graph.scalar(127), name=f"{name}.step"))
 
 
-def _product(graph: Graph, x: Rounded, module: str) -> str:
+def product(graph: Graph, x: Rounded, module: str) -> str:
     """Return the products of integers, which float32 holds exactly, times the scales of both sides."""
     weight = graph.tensors[f"{module}.weight"]
     codes = graph.constant(f"{module}.weight", np.sign(weight.T))

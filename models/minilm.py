@@ -102,12 +102,12 @@ def build(ternary: bool = False, changed: Mapping[str, np.ndarray] | None = None
         linear = {name: tensor for name, tensor in parameters.items() if _is_linear(name, tensor)}
         parameters |= {name: _ternary(tensor) for name, tensor in linear.items()}
     graph = Graph(parameters | dict(changed or {}))
-    x, mask_bias = _embeddings(graph), _mask_bias(graph)
+    x, mask_bias = _embeddings(graph), padding_bias(graph)
     layers = config["num_hidden_layers"]
     for index in range(layers):
         output = "last_hidden_state" if index == layers - 1 else None
         x = _layer(graph, x, mask_bias, f"encoder.layer.{index}", config, output)
-    _pooling(graph, x)
+    pooling(graph, x)
 
     tokens = ["batch", "sequence"]
     size = config["hidden_size"]
@@ -166,7 +166,7 @@ def _embeddings(graph: Graph) -> str:
     return graph.layer_norm(x, "embeddings.LayerNorm")
 
 
-def _mask_bias(graph: Graph) -> str:
+def padding_bias(graph: Graph) -> str:
     """Return (batch, 1, 1, sequence): 0 for tokens, -1e9 for padding."""
     mask = graph.op("Cast", "attention_mask", name="mask.cast", output="mask", to=TensorProto.FLOAT)
     mask = graph.op("Unsqueeze", mask, graph.integers(1, 2), name="mask.unsqueeze")
@@ -181,7 +181,7 @@ def _layer(
     attended = graph.linear(attended, f"{module}.attention.output.dense")
     x = graph.op("Add", attended, x, name=f"{module}.attention.output.residual")
     x = graph.layer_norm(x, f"{module}.attention.output.LayerNorm")
-    hidden = _gelu(graph, graph.linear(x, f"{module}.intermediate.dense"), f"{module}.intermediate.gelu")
+    hidden = gelu(graph, graph.linear(x, f"{module}.intermediate.dense"), f"{module}.intermediate.gelu")
     hidden = graph.linear(hidden, f"{module}.output.dense")
     x = graph.op("Add", hidden, x, name=f"{module}.output.residual")
     return graph.layer_norm(x, f"{module}.output.LayerNorm", output)
@@ -211,7 +211,7 @@ def _attention(graph: Graph, x: str, mask_bias: str, module: str, config: dict[s
     return graph.op("Reshape", y, graph.integers(0, 0, size), name=f"{module}.context.merge")
 
 
-def _gelu(graph: Graph, x: str, module: str) -> str:
+def gelu(graph: Graph, x: str, module: str) -> str:
     y = graph.op("Div", x, graph.scalar(2.0**0.5), name=f"{module}.div")
     y = graph.op("Erf", y, name=f"{module}.erf")
     y = graph.op("Add", y, graph.scalar(1.0), name=f"{module}.add")
@@ -219,7 +219,7 @@ def _gelu(graph: Graph, x: str, module: str) -> str:
     return graph.op("Mul", y, graph.scalar(0.5), name=f"{module}.half")
 
 
-def _pooling(graph: Graph, x: str) -> None:
+def pooling(graph: Graph, x: str) -> None:
     mask = graph.op("Unsqueeze", "mask", graph.integers(-1), name="pooling.mask")
     masked = graph.op("Mul", x, mask, name="pooling.mul")
     total = graph.op("ReduceSum", masked, graph.integers(1), name="pooling.sum", keepdims=0)
