@@ -19,7 +19,7 @@ _KEEP_TYPE = frozenset(
         "ReduceMax",
     }
     | {"ReduceMean", "Relu", "Reshape", "Round", "Sigmoid", "Slice", "Softmax", "Split", "Sqrt", "Squeeze"}
-    | {"Sub", "Tanh", "Transpose", "Unsqueeze"}
+    | {"Sub", "Tanh", "Transpose", "Unsqueeze", "Where"}
 )
 
 
@@ -31,14 +31,19 @@ def element_type(value: ir.Value) -> ir.DataType | None:
         if value.dtype is not None:
             return value.dtype
         node = value.producer()
-        if value.const_value is not None:
-            return value.const_value.dtype
+        constant = ir.convenience.get_const_tensor(value)
+        if constant is not None:
+            return constant.dtype
         if node is None or node.domain:
             return None
         if node.op_type == "Cast":
             to = node.attributes.get_int("to")
             return None if to is None else ir.DataType(to)
-        if node.op_type not in _KEEP_TYPE or not node.inputs or node.inputs[0] is None:
+        source = 1 if node.op_type == "Where" else 0  # the first is its condition
+        if node.op_type not in _KEEP_TYPE or len(node.inputs) <= source:
             return None
-        value = node.inputs[0]
+        following = node.inputs[source]
+        if following is None:
+            return None
+        value = following
     return None

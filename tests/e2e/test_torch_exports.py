@@ -94,3 +94,46 @@ def test_transformers(kind: str, dtype: str, tmp_path: Path, monkeypatch):
     torch.manual_seed(2)
     layer = transformers_layer(kind, getattr(torch, dtype))
     check(layer, dtype, "dynamo", tmp_path, monkeypatch)
+
+
+class Encoder(torch.nn.Module):
+    """One layer of BERT, all of whose linear layers are BitLinear, with a mask of padding."""
+
+    def __init__(self, heads=4):
+        super().__init__()
+        self.parts = torch.nn.ModuleDict({part: StraightThrough(K, K) for part in "qkvo"})
+        self.up, self.down = StraightThrough(K, 2 * K), StraightThrough(2 * K, K)
+        self.norms = torch.nn.ModuleList(torch.nn.LayerNorm(K) for _ in range(2))
+        self.heads = heads
+
+    def forward(self, x, mask):
+        q, k, v = (self.parts[part](x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in "qkv")
+        seen = mask[:, None, None, :].bool()
+        y = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        x = self.norms[0](x + self.parts["o"](y.transpose(1, 2).flatten(2)))
+        return self.norms[1](x + self.down(torch.nn.functional.gelu(self.up(x))))
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "script"])
+def test_an_encoder_with_a_mask(exporter: str, tmp_path: Path):
+    torch.manual_seed(3)
+    encoder = Encoder().eval()
+    x, mask = torch.randn(3, 7, K), (torch.arange(7) < torch.tensor([[7], [4], [1]])).long()
+    sizes = {0: "batch", 1: "length"}
+    options = {"dynamo": True, "verbose": False, "external_data": False, "dynamic_shapes": (sizes, sizes)}
+    if exporter == "script":
+        options = {"dynamo": False, "opset_version": 17, "dynamic_axes": {"x": sizes, "mask": sizes}}
+    names = {"input_names": ["x", "mask"], "output_names": ["y"]}
+    torch.onnx.export(encoder, (x, mask), tmp_path / "in.onnx", **names, **options)
+    report = bn.convert(tmp_path / "in.onnx", tmp_path / "out.onnx")
+    packed = [layer for layer in report.layers if layer.reason is None]
+    assert len(packed) == 6
+    assert {layer.activation_bits for layer in packed} == {8}
+    session = bn.session(tmp_path / "out.onnx", threads=1)
+    for rows in (slice(0, 3), slice(1, 2)):  # other batches and lengths than it was exported with
+        length = int(mask[rows].sum(dim=1).max())
+        part = x[rows, :length], mask[rows, :length]
+        wanted = encoder(*part).detach().numpy()
+        (got,) = session.run(None, {"x": part[0].numpy(), "mask": part[1].numpy()})
+        there = part[1].numpy().astype(bool)
+        np.testing.assert_allclose(got[there], wanted[there], atol=2e-2)  # of single steps of 255
