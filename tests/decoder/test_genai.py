@@ -12,13 +12,14 @@ from onnx_bitnet.decoder import GEOMETRIES, Generator, Options, build
 PROMPT = [3, 1, 4, 1, 5]
 
 
+@pytest.mark.parametrize("attention", ["gqa", "standard"])
 @pytest.mark.parametrize("all_logits", [False, True])
 @pytest.mark.parametrize("eos", [(7,), (7, 8)])
-def test_tokens_in_genai(tmp_path, eos, all_logits):
+def test_tokens_in_genai(tmp_path, eos, all_logits, attention):
     pytest.importorskip("onnxruntime_genai", reason="pip install onnxruntime-genai")
     import subprocess
 
-    options = Options("float", "float", all_logits=all_logits)
+    options = Options("float", "float", all_logits=all_logits, attention=attention)
     build(GEOMETRIES["tiny"].replace(eos=eos), tmp_path / "model", options)
     expected = list(Generator(tmp_path / "model", threads=1).tokens(PROMPT, 24))
     program = f"""

@@ -35,6 +35,13 @@ def test_greedy_tokens_are_those_of_whole_passes(folder):
     assert list(Generator(folder / "model.onnx", threads=2).tokens(PROMPT, 24)) == tokens[len(PROMPT) :]
 
 
+def test_a_long_prompt_is_read_in_parts(folder):
+    prompt = np.random.default_rng(0).integers(0, 256, 200).tolist()
+    session = bn.session(folder / "model.onnx", threads=1)
+    expected = int(decoders.run(session, prompt)[-1].argmax())
+    assert next(Generator(folder, threads=1).tokens(prompt, 4)) == expected
+
+
 def test_texts_do_not_disturb_each_other(folder):
     generator = Generator(folder, threads=1)
     alone = list(generator.tokens(PROMPT, 8)), list(generator.tokens([7], 8))
