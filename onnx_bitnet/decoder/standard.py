@@ -89,7 +89,7 @@ class Standard:
         """Return RMSNorm of x, spelled so that onnxruntime makes one op of it again."""
         graph = self._graph
         two, small = (
-            graph.constant(f"float_{number:g}", np.array(number, np.float32)) for number in (2, epsilon)
+            graph.constant(f"float_{number}", np.array(number, np.float32)) for number in (2, epsilon)
         )
         square = self._apply("Pow", x, f"{name}.square", two)
         mean = self._apply("ReduceMean", square, f"{name}.mean", graph.integers(-1))
