@@ -24,7 +24,7 @@ def rows() -> tuple[list[dict[str, np.ndarray]], list[dict[str, np.ndarray]]]:
 def test_every_layer_is_found(smollm2_beginning):
     report = bn.plan(smollm2_beginning, {"mode": "ternary", "rules": [HEAD]})
     assert len(report.converted) == 14
-    assert [layer.name for layer in report.refused] == ["output"]
+    assert [layer.name for layer in report.layers if layer.reason is not None] == ["output"]
 
 
 def test_bits_cost_what_they_should_and_data_helps(smollm2_beginning, rows, tmp_path):
