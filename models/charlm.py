@@ -64,14 +64,18 @@ class Geometry:
         return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
 
 
-def text() -> tuple[str, str]:
+def text(every: int = 10) -> tuple[str, str]:
     """Return the text to train on, about 430 000 characters, and 6 000 to test on.
 
     The latter are from every tenth topic. Topics repeat each other, so only those paragraphs count of which
     no 40 characters in a row, looked for in steps of 10, are in the text to train on.
+
+    Args:
+        every: hold out more topics (fewer than 10) or less; one of these many.
     """
     names = sorted(topics)
-    parts = [[n for i, n in enumerate(names) if (i % 10 == 5) == held_out] for held_out in (False, True)]
+    held = [i % every == every // 2 for i in range(len(names))]
+    parts = [[n for n, out in zip(names, held, strict=True) if out == held_out] for held_out in (False, True)]
     training, test = (
         "\n".join(topics[name] for name in part).encode("ascii", "ignore").decode() for part in parts
     )

@@ -9,14 +9,18 @@ from scikit-learn's handwritten digits.
 from __future__ import annotations
 
 import argparse
+import difflib
+from collections.abc import Sequence
 from pathlib import Path
 
 import installed
 import numpy as np
+from rendered import drawn, texts
 
 WHEEL = "rapidocr-onnxruntime"
 FILE = "ch_PP-OCRv4_rec_infer.onnx"
 HEIGHT = 48
+WIDTH, LENGTH, SIZES = 640, 30, (22, 26, 30, 34)  # of printed lines; characters; pixels of their letters
 
 
 def path() -> Path | None:
@@ -37,6 +41,26 @@ def lines(count: int = 4, length: int = 8) -> tuple[dict[str, np.ndarray], list[
     images = glyphs.transpose(0, 2, 1, 3).reshape(count, 1, HEIGHT, HEIGHT * length)
     texts = ["".join(map(str, row)) for row in digits.target[chosen]]
     return {"x": np.repeat(images, 3, axis=1).astype(np.float32)}, texts
+
+
+def printed(count: int, held_out: bool = True) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Return feeds of `count` lines of Python's reference text in print, and the texts.
+
+    The input `x` is float32 (count, 3, 48, 640): paper 1, ink -1. Lines held out are not among the others.
+    """
+    lines = texts(count, LENGTH, held_out)
+    images = [drawn(line, HEIGHT, WIDTH, SIZES[i % len(SIZES)]) for i, line in enumerate(lines)]
+    return {"x": np.repeat(np.stack(images)[:, None] * 2 - 1, 3, axis=1)}, lines
+
+
+def accuracy(lines: Sequence[str], texts: Sequence[str]) -> float:
+    """Return the share of the texts' characters that were read, in their order; blanks do not count."""
+    right = total = 0
+    for line, text in zip(lines, texts, strict=True):
+        a, b = ("".join(string.split()) for string in (line, text))
+        right += sum(match.size for match in difflib.SequenceMatcher(None, a, b, False).get_matching_blocks())
+        total += len(b)
+    return right / total
 
 
 def read(probabilities: np.ndarray, metadata: dict[str, str]) -> list[str]:

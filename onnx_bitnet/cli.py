@@ -27,6 +27,7 @@ from onnx_bitnet.inspection import inspect as inspect_file
 from onnx_bitnet.options import Given, to_recipe, with_recipe
 from onnx_bitnet.padding import USUAL
 from onnx_bitnet.planner import sensitivity as rank_layers
+from onnx_bitnet.report import read_frontier
 from onnx_bitnet.validate import load_metric
 
 FAILURE, GATE_FAILED = 1, 3
@@ -192,6 +193,9 @@ def validate(
     ] = None,
     min_metric: Annotated[float | None, typer.Option(help="gate: value of --metric to be reached")] = None,
     html: Annotated[Path | None, typer.Option(help="also write a page with plots here")] = None,
+    frontier: Annotated[
+        Path | None, typer.Option(help="what convert --json said: the page draws its frontier")
+    ] = None,
     csv: Annotated[Path | None, typer.Option(help="also write a table of the layers here")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -212,7 +216,7 @@ def validate(
     _show(result.to_dict() if as_json else tables.validation(result))
     with _errors():
         if html:
-            result.to_html(html, **gates)
+            result.to_html(html, **gates, frontier=read_frontier(frontier) if frontier else ())
         if csv:
             result.to_csv(csv)
     failures = result.failures(**gates)

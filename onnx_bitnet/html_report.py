@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from importlib.resources import files as resources
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any
 from onnx_bitnet import files
 from onnx_bitnet.errors import RuntimeMissing
 from onnx_bitnet.metrics import Metrics
-from onnx_bitnet.report import size
+from onnx_bitnet.plots import draw_frontier
+from onnx_bitnet.report import FrontierPoint, size
 from onnx_bitnet.validation import LayerMetrics, Validation
 
 try:
@@ -34,13 +36,16 @@ _STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "onnx_bitnet",
 _BLAMED = 12  # layers named in the plot of who is to blame
 
 
-def write(result: Validation, path: Path, gates: Mapping[str, float]) -> None:
+def write(
+    result: Validation, path: Path, gates: Mapping[str, float], frontier: Sequence[FrontierPoint] = ()
+) -> None:
     """Write the page.
 
     Args:
         result: what to show.
         path: the file, which is replaced if it exists.
         gates: arguments of Validation.failures to show as passed or failed.
+        frontier: what the conversion was chosen from, to draw.
 
     Raises:
         OutputError: the file cannot be written.
@@ -54,7 +59,10 @@ def write(result: Validation, path: Path, gates: Mapping[str, float]) -> None:
         failures=result.failures(**gates),
         version=version("onnx-bitnet"),
         rows=_rows(result),
-        figures=[(title, text, _svg(draw, result)) for title, text, draw in _FIGURES],
+        figures=[
+            *((title, text, _svg(partial(draw, result=result))) for title, text, draw in _FIGURES),
+            ("Size against error", _FRONTIER, _svg(partial(_frontier, points=frontier))),
+        ],
     )
     files.write_text(path, page)
 
@@ -130,8 +138,17 @@ def _waterfall(axes: Any, result: Validation) -> bool:
     return bool(result.packed) and result.reference_bytes > 0
 
 
-_Draw = Callable[[Any, Validation], bool]
-_FIGURES: tuple[tuple[str, str, _Draw], ...] = (
+def _frontier(axes: Any, points: Sequence[FrontierPoint]) -> bool:
+    if points:
+        draw_frontier(axes, points)
+    return bool(points)
+
+
+_FRONTIER = (
+    "What the layers' bits were chosen from: 1 - cosine, or noise over signal, predicted and, where a "
+    "choice was converted, measured."
+)
+_FIGURES: tuple[tuple[str, str, Callable[..., bool]], ...] = (
     (
         "Error by depth",
         "Signal to noise of each layer's result. Weight: rounded weights alone; activations: rounded "
@@ -144,7 +161,7 @@ _FIGURES: tuple[tuple[str, str, _Draw], ...] = (
 )
 
 
-def _svg(draw: _Draw, result: Validation) -> str | None:
+def _svg(draw: Callable[[Any], bool]) -> str | None:
     """Return a drawing as SVG, None if there is nothing to draw."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(7.2, 3.2), layout="constrained")
@@ -152,7 +169,7 @@ def _svg(draw: _Draw, result: Validation) -> str | None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_axisbelow(True)
         axes.grid(color="#e5e5e5")
-        if not draw(axes, result):
+        if not draw(axes):
             return None
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})

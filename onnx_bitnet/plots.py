@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from onnx_bitnet.errors import OutputError, RuntimeMissing, one_line
 from onnx_bitnet.report import FrontierPoint
@@ -23,7 +24,15 @@ def frontier(points: Sequence[FrontierPoint], path: Path) -> None:
     except ImportError:
         raise RuntimeMissing("a plot needs matplotlib; pip install onnx-bitnet[report]") from None
     figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
+    draw_frontier(figure.subplots(), points)
+    try:
+        figure.savefig(path)
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path}: cannot write the plot: {one_line(error)}") from None
+
+
+def draw_frontier(axes: Any, points: Sequence[FrontierPoint]) -> None:
+    """Draw the points on matplotlib's axes. The last, all float, has no loss that a logarithm could show."""
     drawn = [point for point in points if point.loss > 0]
     axes.plot(
         [point.nbytes / 1e6 for point in drawn], [point.loss for point in drawn], ".-", label="predicted"
@@ -35,8 +44,4 @@ def frontier(points: Sequence[FrontierPoint], path: Path) -> None:
         if point.chosen:
             axes.axvline(point.nbytes / 1e6, color="gray", linewidth=1, label="chosen")
     axes.set(yscale="log", xlabel="size of the files, MB", ylabel="loss of the worst output")
-    axes.legend()
-    try:
-        figure.savefig(path)
-    except (OSError, ValueError) as error:
-        raise OutputError(f"{path}: cannot write the plot: {one_line(error)}") from None
+    axes.legend(frameon=False)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any
+
+from onnx_bitnet.errors import DataError, one_line
 
 SCHEMA = "onnx_bitnet.report/1"
 KEPT = "onnx_bitnet.kept"  # key of the note in a converted model: why each layer left is float
@@ -153,6 +157,21 @@ class FrontierPoint:
     loss: float
     measured: float | None = None
     chosen: bool = False
+
+
+def read_frontier(path: Path) -> tuple[FrontierPoint, ...]:
+    """Read the frontier in what `convert`, `plan` or `sensitivity` printed with --json.
+
+    Raises:
+        DataError: the file cannot be read, or has no frontier.
+    """
+    try:
+        points = json.loads(path.read_text(encoding="utf-8"))["frontier"]
+        return tuple(FrontierPoint(**point) for point in points)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path}: cannot be read as a report: {one_line(error)}; write it with convert --json"
+        ) from None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 from onnx_bitnet import files
 from onnx_bitnet.inspection import PackedLayer
 from onnx_bitnet.metrics import Metrics
+from onnx_bitnet.report import FrontierPoint
 
 SCHEMA = "onnx_bitnet.validation/1"
 _PARTS = ("local", "weight", "activations", "accumulated")
@@ -241,6 +242,7 @@ class Validation:
         min_sqnr: float | None = None,
         min_cosine: float | None = None,
         min_metric: float | None = None,
+        frontier: Sequence[FrontierPoint] = (),
     ) -> None:
         """Write a page for people: verdict, sizes, plots, and every layer. It needs no network.
 
@@ -249,6 +251,7 @@ class Validation:
             min_sqnr: gate to show as passed or failed, see `failures`.
             min_cosine: likewise.
             min_metric: likewise.
+            frontier: of the conversion's Report, if it had goals: what there was to choose from, to be drawn.
 
         Raises:
             RuntimeMissing: jinja2 or matplotlib is not installed.
@@ -258,7 +261,8 @@ class Validation:
         from onnx_bitnet import html_report
 
         gates = {"min_sqnr": min_sqnr, "min_cosine": min_cosine, "min_metric": min_metric}
-        html_report.write(self, Path(path), {name: gate for name, gate in gates.items() if gate is not None})
+        given = {name: gate for name, gate in gates.items() if gate is not None}
+        html_report.write(self, Path(path), given, frontier)
 
 
 def with_blame(layers: Sequence[LayerMetrics]) -> tuple[LayerMetrics, ...]:

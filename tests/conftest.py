@@ -11,7 +11,9 @@ import minilm
 import numpy as np
 import ocr
 import onnx
+import orientation
 import pytest
+import smollm2
 import vad
 from chains import K, chain, ordinary, ternary
 
@@ -67,6 +69,29 @@ def minilm_feeds() -> dict[str, np.ndarray]:
 @pytest.fixture(scope="session")
 def ocr_model() -> Path:
     return _wheel(ocr.path())
+
+
+@pytest.fixture(scope="session")
+def orientation_model() -> Path:
+    return _wheel(orientation.path())
+
+
+@pytest.fixture(scope="session")
+def smollm2_model(model_folder: Path) -> Path:
+    """All of it: 539 MB."""
+    _wheel(smollm2.path())
+    path = model_folder / "smollm2.onnx"
+    onnx.save(smollm2.build(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def smollm2_beginning(model_folder: Path) -> Path:
+    """SmolLM2 with two of its thirty layers."""
+    _wheel(smollm2.path())
+    path = model_folder / "smollm2-beginning.onnx"
+    onnx.save(smollm2.build(layers=2), path)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import json
 import re
 from html.parser import HTMLParser
 
@@ -11,7 +13,8 @@ import pytest
 from chains import K, chain, ordinary, ternary
 
 import onnx_bitnet as bn
-from onnx_bitnet.errors import OutputError
+from onnx_bitnet.errors import DataError, OutputError
+from onnx_bitnet.report import FrontierPoint, read_frontier
 
 VOID = {"meta", "br", "use", "path"}
 
@@ -64,6 +67,36 @@ def test_the_page_needs_nothing_but_itself(result, tmp_path):
         assert title in page.text
     assert "Gate" not in page.text
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+FRONTIER = (
+    FrontierPoint(1_000_000, 0.2, 0.21),
+    FrontierPoint(1_500_000, 0.03, 0.02, chosen=True),
+    FrontierPoint(4_000_000, 0.0),
+)
+
+
+def test_the_page_draws_what_a_conversion_was_chosen_from(result, tmp_path):
+    path = tmp_path / "report.html"
+    result.to_html(path)
+    assert "Size against error" not in Page(path.read_text("utf-8")).text
+    result.to_html(path, frontier=FRONTIER)
+    page = Page(path.read_text("utf-8"))
+    assert all(address.startswith("#") for address in page.addresses)
+    for text in ("Size against error", "size of the files, MB", "predicted", "measured", "chosen"):
+        assert text in page.text
+
+
+def test_a_frontier_is_read_from_what_a_conversion_printed(tmp_path):
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps({"frontier": [dataclasses.asdict(point) for point in FRONTIER]}))
+    assert read_frontier(path) == FRONTIER
+    for text in ("{", "[]", "{}", '{"frontier": [{"size": 1}]}', '{"frontier": 3}'):
+        path.write_text(text)
+        with pytest.raises(DataError, match=r"report.json: cannot be read as a report: .*; write it with"):
+            read_frontier(path)
+    with pytest.raises(DataError, match=r"no.json: cannot be read as a report"):
+        read_frontier(tmp_path / "no.json")
 
 
 def test_the_page_is_the_same_every_time_and_replaces_itself(result, tmp_path):

@@ -15,7 +15,9 @@ import numpy as np
 import ocr
 import onnx
 import onnxruntime as ort
+import orientation
 import pytest
+import smollm2
 import vad
 from onnx import numpy_helper
 
@@ -120,6 +122,55 @@ def test_ocr_reads_digits(ocr_model):
     assert right >= 16  # of 32; chance would be none, the alphabet has 6625 characters
 
 
+def test_ocr_reads_print(ocr_model):
+    session = ort.InferenceSession(ocr_model, providers=["CPUExecutionProvider"])
+    feeds, texts = ocr.printed(4)
+    assert feeds["x"].dtype == np.float32
+    assert not set(texts) & set(ocr.printed(8, held_out=False)[1])
+    (probabilities,) = session.run(None, feeds)
+    read = ocr.read(probabilities, session.get_modelmeta().custom_metadata_map)
+    assert ocr.accuracy(read, texts) > 0.95
+
+
+@pytest.mark.parametrize(
+    ("line", "share"), [("a bc", 1), ("abc", 1), ("xabxc", 1), ("ab", 2 / 3), ("", 0), ("cab", 2 / 3)]
+)
+def test_characters_read_count_in_their_order(line, share):
+    assert ocr.accuracy([line], ["ab c"]) == pytest.approx(share)
+
+
+def test_orientation_knows_which_way_up_pages_are(orientation_model):
+    feeds, classes = orientation.pages(3)
+    assert feeds["x"].shape == (12, 3, 224, 224)
+    (scores,) = run(orientation_model, feeds)
+    np.testing.assert_array_equal(scores.argmax(axis=-1), classes)
+
+
+def test_smollm2_knows_what_it_was_taught(smollm2_model):
+    session = ort.InferenceSession(smollm2_model, providers=["CPUExecutionProvider"])
+    assert smollm2.generate(session, "The capital of France is", 1) == "The capital of France is Paris"
+    assert smollm2.perplexity(session, smollm2.rows(0, 2)[1]) < 40
+
+
+def test_smollm2_has_the_layers_of_the_original(smollm2_beginning):
+    model = onnx.load(smollm2_beginning)
+    onnx.checker.check_model(model, full_check=True)
+    weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    linear = {n.name: weights.get(n.input[1]) for n in model.graph.node if n.op_type == "MatMul"}
+    kinds = Counter(linear.values())
+    assert kinds == {(576, 576): 4, (576, 192): 4, (576, 1536): 4, (1536, 576): 2, None: 1}
+    assert linear["blk.1.ffn_down"] == (1536, 576)
+
+
+def test_smollm2_rows_to_measure_with_are_new():
+    if smollm2.path() is None:
+        pytest.skip("install models/requirements.txt")
+    known, new = smollm2.rows(6, 5)
+    assert (known.shape, new.shape) == ((6, smollm2.LENGTH), (5, smollm2.LENGTH))
+    pieces = {tuple(row[start : start + 16]) for row in smollm2.rows(10**6, 0)[0] for start in range(112)}
+    assert not any(tuple(row[start : start + 16]) in pieces for row in new for start in range(112))
+
+
 @pytest.mark.parametrize("variant", vad.VARIANTS)
 @pytest.mark.parametrize("rate", vad.SAMPLES)
 def test_vad_hears_no_voice_in_noise(vad_model, variant, rate):
@@ -129,7 +180,7 @@ def test_vad_hears_no_voice_in_noise(vad_model, variant, rate):
     assert state.shape == (2, 1, 128)
 
 
-@pytest.mark.parametrize("script", ["digits", "ocr", "vad"])
+@pytest.mark.parametrize("script", ["digits", "ocr", "orientation", "vad"])
 def test_scripts_write_model_and_feeds(script, tmp_path, request):
     request.getfixturevalue(f"{script}_model")
     command(f"{script}.py", tmp_path / "m.onnx", "--data", tmp_path / "d.npz")
