@@ -26,6 +26,7 @@ from onnx_bitnet.errors import EvaluationError, RecipeError
 from onnx_bitnet.feeds import open_feeds
 from onnx_bitnet.frontier import Option
 from onnx_bitnet.goals import Goals
+from onnx_bitnet.padding import NONE, USUAL
 from onnx_bitnet.recipe import Recipe
 from onnx_bitnet.report import FrontierPoint, Progress, Reason, Report
 from onnx_bitnet.rewrite.records import Linear
@@ -70,7 +71,8 @@ def settle(
         DataError: the data cannot be read, or does not fit.
     """
     goals = Goals.of(recipe, metric)
-    known, judge, samples = _data(source, data, method, goals)
+    recipe = _counting(source, recipe)
+    known, judge, samples = _data(source, recipe, data, method, goals)
     groups = _groups(source, recipe, known, judge, progress)
     search = Search(source, recipe, goals, groups, samples, workplace, strict=strict, progress=progress)
     if samples is not None and method in ("auto", "model") and groups:
@@ -78,8 +80,16 @@ def settle(
     return search.settle(known)
 
 
+def _counting(source: str | Path, recipe: Recipe) -> Recipe:
+    """Count padding where goals do: they are about all rows of an output, which may have one by token."""
+    outputs = files.read(source).model.graph.outputs
+    by_token = any(value.shape is None or len(value.shape) > 2 for value in outputs)
+    usual = recipe.mask == USUAL and (recipe.min_cosine is not None or recipe.min_sqnr is not None)
+    return recipe.replace(mask=NONE) if by_token and usual else recipe
+
+
 def _data(
-    source: str | Path, data: object, method: str, goals: Goals
+    source: str | Path, recipe: Recipe, data: object, method: str, goals: Goals
 ) -> tuple[Calibration | None, Calibration | None, Samples | None]:
     """Return what is known of layers' inputs, to round by and to judge with, and the data behind it."""
     if data is None or isinstance(data, Calibration):
@@ -94,8 +104,9 @@ def _data(
     samples = apart(feeds) if goals.any else together(feeds)
     if method == "weights":
         return None, None, samples
-    known = calibrate(source, samples.known)
-    return known, calibrate(source, samples.checks) if samples.apart else known, samples
+    known = calibrate(source, samples.known, mask=recipe.mask)
+    judge = calibrate(source, samples.checks, mask=recipe.mask) if samples.apart else known
+    return known, judge, samples
 
 
 def _groups(

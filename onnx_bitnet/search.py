@@ -32,7 +32,7 @@ from onnx_bitnet.validate import validate
 # Samples that the model is run on to weigh the layers; the goal itself is measured on all that judge.
 _SAMPLES = 32
 # Conversions made to come close to a goal; a loss of this share of what is allowed is close.
-_CONVERSIONS, _CLOSE = 3, 0.85
+_CONVERSIONS, _CLOSE = 3, 0.8
 # Share of what is allowed that is aimed at.
 _SURE = 0.95
 # Where to begin, and the factor from there on, if only a metric of the user's says what is enough.
@@ -160,7 +160,7 @@ class Search:
                 errors[place] = noise_to_signal(decoded - array, array, group.statistics)
             return dict.fromkeys(group.names, np.ascontiguousarray(decoded.T))
 
-        within = [
+        inside = [
             place
             for place, group in enumerate(self._groups)
             if simulation.layers.issuperset(group.names) and group.statistics is not None
@@ -171,15 +171,15 @@ class Search:
             nonlocal done
             done += 1
             if self._progress is not None:
-                names = self._groups[within[(done - 1) % len(within)]].names
+                names = self._groups[inside[(done - 1) % len(inside)]].names
                 self._progress(done, 0, f"weighing {names[0]}")
 
-        variants = [partial(rounded, place) for place in within]
+        variants = [partial(rounded, place) for place in inside]
         found = simulation.measure(first(self._samples.known, _SAMPLES), variants, tick)
         gains = {
             place: self._goals.loss(metrics) / errors[place]
-            for place, metrics in zip(within, found, strict=True)
-            if errors[place] > 0
+            for place, metrics in zip(inside, found, strict=True)
+            if errors[place] > 0 and math.isfinite(self._goals.loss(metrics))
         }
         typical = float(np.median(list(gains.values()) or [1.0]))
         self._groups = [
