@@ -113,6 +113,18 @@ def _point(layers: Sequence[Sequence[Option]], chosen: Sequence[int]) -> Point:
     )
 
 
+def uniform(layers: Sequence[Sequence[Option]]) -> list[Point]:
+    """Return the choices of one option, by name, for all layers.
+
+    >>> layers = [[Option("a", 1, 9.0), Option("b", 3, 1.0)], [Option("b", 5, 0.0)]]
+    >>> [point.options for point in uniform(layers)]
+    [(1, 0)]
+    """
+    places = [{option.name: index for index, option in enumerate(options)} for options in layers]
+    names = [name for name in (places[0] if places else ()) if all(name in known for known in places)]
+    return [_point(layers, [known[name] for known in places]) for name in names]
+
+
 def within(layers: Sequence[Sequence[Option]], budget: int) -> Point | None:
     """Return the best choice of at most `budget` bytes: a point of the frontier, and what else still fits.
 

@@ -136,9 +136,9 @@ def _groups(
         weight = _ordinary(linear, recipe)
         if weight is not None:
             statistics = known.layers.get(linear.name) if known is not None else None
-            judges = judge.layers.get(linear.name) if judge is not None else None
-            tried = tuple(trials.of(linear, weight, statistics, judges or statistics))
-            groups[linear.weight.key] = Group(linear, (linear.name,), tried, statistics)
+            judges = (judge.layers.get(linear.name) if judge is not None else None) or statistics
+            tried = tuple(trials.of(linear, weight, statistics, judges))
+            groups[linear.weight.key] = Group(linear, (linear.name,), tried, statistics, judges)
     return list(groups.values())
 
 
@@ -273,26 +273,17 @@ def convert(
         Refused: see strict.
     """
     recipe = Recipe.parse(recipe)
+    options: dict[str, Any] = {"strict": strict, "progress": progress}
     if not recipe.has_goals:
-        told = convert_as_told(
-            source, output, recipe, data=data, force=force, strict=strict, progress=progress
-        )
-        return _with_notes(told)
+        return _with_notes(convert_as_told(source, output, recipe, data=data, force=force, **options))
     output = Path(output)
     files.check_output(files.read(source), output, force=force)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
         place = Path(folder, output.name)
-        settled = settle(
-            source, recipe, data, metric=metric, workplace=place, strict=strict, progress=progress
-        )
+        settled = settle(source, recipe, data, metric=metric, workplace=place, **options)
         if settled.conversion is None:
-            report = convert_as_told(
-                *(source, output, settled.recipe),
-                data=settled.data,
-                force=force,
-                strict=strict,
-                progress=progress,
-            )
+            told = settled.recipe
+            report = convert_as_told(source, output, told, data=settled.data, force=force, **options)
         else:
             files.install(settled.conversion.path, output)
             report = dataclasses.replace(settled.conversion.report, output=str(output))

@@ -19,7 +19,7 @@ from onnx_bitnet.candidates import KEEP, Trial
 from onnx_bitnet.convert import convert_as_told, plan_as_told
 from onnx_bitnet.errors import RecipeError
 from onnx_bitnet.feeds import Feeds
-from onnx_bitnet.frontier import Option, Point, frontier, within
+from onnx_bitnet.frontier import Option, Point, frontier, uniform, within
 from onnx_bitnet.goals import Goals
 from onnx_bitnet.probe import Probe, noise_to_signal
 from onnx_bitnet.recipe import Recipe, Rule
@@ -33,6 +33,8 @@ from onnx_bitnet.validate import validate
 _SAMPLES = 32
 # Conversions made to come close to a goal; a loss of this share of what is allowed is close.
 _CONVERSIONS, _CLOSE = 3, 0.8
+# A choice that has more than this share of another's bytes is not worth a conversion.
+_NEARLY = 0.97
 # Share of what is allowed that is aimed at.
 _SURE = 0.95
 # Where to begin, and the factor from there on, if only a metric of the user's says what is enough.
@@ -47,7 +49,8 @@ class Group:
         linear: the first of them.
         names: all of them.
         trials: every candidate tried, `KEEP` last.
-        statistics: what calibration knows of its inputs.
+        statistics: what is known of its inputs, to round by.
+        judge: the same of the data to measure on.
         gain: loss of the outputs for each unit of error of the layer.
     """
 
@@ -55,6 +58,7 @@ class Group:
     names: tuple[str, ...]
     trials: tuple[Trial, ...]
     statistics: LayerStatistics | None = None
+    judge: LayerStatistics | None = None
     gain: float = 1.0
 
     @property
@@ -142,7 +146,9 @@ class Search:
     def weigh(self) -> None:
         """Replace the gains by what an error in each layer alone does to the outputs, on some samples.
 
-        The error is that of four bits, see probe.py. Layers that cannot be reached get the typical gain.
+        The error is that of four bits, see probe.py, on data that it was not rounded by if there is enough.
+        Later layers make good part of what one lost, the more the more it was: the gain of a layer is the
+        geometric mean of its own and of the typical one. Those that cannot be reached get the typical gain.
         """
         assert self._samples is not None
         simulation = Simulation(self._source, {name for group in self._groups for name in group.names})
@@ -152,12 +158,13 @@ class Search:
         def rounded(place: int) -> Weights:
             group = self._groups[place]
             assert group.statistics is not None
+            assert group.judge is not None
             array = group.linear.weight.array()
             if place not in probes:
                 probes[place] = Probe.of(group.linear.name, array, group.statistics)
             decoded = probes[place].decoded(array)
             if place not in errors:
-                errors[place] = noise_to_signal(decoded - array, array, group.statistics)
+                errors[place] = noise_to_signal(decoded - array, array, group.judge)
             return dict.fromkeys(group.names, np.ascontiguousarray(decoded.T))
 
         inside = [
@@ -175,7 +182,7 @@ class Search:
                 self._progress(done, 0, f"weighing {names[0]}")
 
         variants = [partial(rounded, place) for place in inside]
-        found = simulation.measure(first(self._samples.known, _SAMPLES), variants, tick)
+        found = simulation.measure(first(self._samples.checks, _SAMPLES), variants, tick)
         gains = {
             place: self._goals.loss(metrics) / errors[place]
             for place, metrics in zip(inside, found, strict=True)
@@ -183,7 +190,7 @@ class Search:
         }
         typical = float(np.median(list(gains.values()) or [1.0]))
         self._groups = [
-            dataclasses.replace(group, gain=gains.get(place, typical))
+            dataclasses.replace(group, gain=math.sqrt(gains.get(place, typical) * typical))
             for place, group in enumerate(self._groups)
         ]
 
@@ -196,9 +203,9 @@ class Search:
         chosen = points[0]
         if self._goals.any:
             if self._samples is not None:
-                chosen = self._settled(points)
-            elif self._goals.allowed is not None:
-                chosen = points[_first_within(points, self._goals.allowed)]
+                chosen = self._or_uniform(self._settled(points), layers)
+            elif (allowed := self._goals.allowed) is not None:
+                chosen = points[_first_within(points, allowed)]
         if self._recipe.max_size is not None:
             assert isinstance(self._recipe.max_size, int)
             chosen = self._fitting(layers, chosen, self._recipe.max_size, rest, calibration)
@@ -251,6 +258,17 @@ class Search:
             index = min(index + step, len(points) - 1)
             step *= 2
         return points[index]
+
+    def _or_uniform(self, found: Point, layers: Sequence[Sequence[Option]]) -> Point:
+        """Return the largest smaller choice that is the same for all layers, if it reaches the goals as well.
+
+        It needs no prediction, which may be wrong.
+        """
+        smaller = [point for point in uniform(layers) if point.nbytes < found.nbytes]
+        best = max(smaller, key=lambda point: (point.nbytes, -point.time), default=found)
+        if best.nbytes > _NEARLY * found.nbytes:
+            return found
+        return found if self._converted(best).missed else best
 
     def _aim(self, points: Sequence[Point]) -> float:
         """Return the loss to try next: what is allowed; for a metric alone, between enough and too much."""
