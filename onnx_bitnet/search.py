@@ -146,9 +146,9 @@ class Search:
     def weigh(self) -> None:
         """Replace the gains by what an error in each layer alone does to the outputs, on some samples.
 
-        The error is that of four bits, see probe.py, on data that it was not rounded by if there is enough.
-        Later layers make good part of what one lost, the more the more it was: the gain of a layer is the
-        geometric mean of its own and of the typical one. Those that cannot be reached get the typical gain.
+        The error is that of four bits (probe.py), on data that it was not rounded by if there is enough.
+        Later layers make good part of what one lost, the more the more it was: a gain is the geometric mean
+        of the layer's own and the typical one, which those that cannot be reached get.
         """
         assert self._samples is not None
         simulation = Simulation(self._source, {name for group in self._groups for name in group.names})
@@ -310,10 +310,9 @@ class Search:
     def _final(self, point: Point) -> Conversion:
         """Convert a choice by all data: what is rounded by more of it is better on what it has not seen."""
         assert self._samples is not None
-        found = self._converted(point)
+        found, everything = self._converted(point), self._samples.everything
         if not self._samples.apart:
             return found
-        everything = self._samples.everything
         best = self._convert(point, everything, everything, "all")
         size = self._recipe.max_size
         fits = not isinstance(size, int) or best.report.output_bytes <= size
