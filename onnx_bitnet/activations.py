@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_bitnet import _native
+from onnx_bitnet.rotation import ROTATION, rotation
 
 # Bins on each side of 0: enough for a percentile of 99.99, few enough to sum up in no time.
 HISTOGRAM_BINS = 2048
@@ -28,6 +29,8 @@ class LayerStatistics:
         mean: of all values.
         variance: of all values.
         kurtosis: fourth central moment over the squared variance; 3 for a normal one, 0 for constants.
+        row_peak: root mean square of the largest magnitude of each row.
+        rotated_row_peak: the same in the basis of a block-Hadamard transform of up to 128 inputs.
         moving_absmax: moving average of the largest magnitude of each batch (0.9 old, 0.1 new).
         histogram: int64 (2 * HISTOGRAM_BINS,), counts of the bins of equal width from -histogram_range to it.
         histogram_range: a power of two above absmax; 0 if all values are 0.
@@ -44,6 +47,8 @@ class LayerStatistics:
     mean: float
     variance: float
     kurtosis: float
+    row_peak: float
+    rotated_row_peak: float
     moving_absmax: float
     histogram: np.ndarray
     histogram_range: float
@@ -91,6 +96,8 @@ class Collector:
         self._least, self._greatest, self._moving = math.inf, -math.inf, math.nan
         self._moments = (0.0, 0.0, 0.0, 0.0, 0.0)
         self._range = 0.0
+        self._peaks = np.zeros(2)  # sums of the squares of rows' peaks, as they are and rotated
+        self._rotation = rotation(k, ROTATION)
         self._histogram = np.zeros(2 * HISTOGRAM_BINS, np.int64)
         self._sum, self._abs_sum = np.zeros(k), np.zeros(k)
         self._second = np.zeros((k, k), np.float32) if second_moment else None
@@ -113,6 +120,8 @@ class Collector:
         self._moments = _merge(self._moments, (rows.size, *moments))
         if self._second is not None:
             self._second += rows.T @ rows
+        turned = self._rotation.rows(rows) if self._rotation else rows
+        self._peaks += [_square_peaks(rows), _square_peaks(turned)]
         self._least, self._greatest = min(least, self._least), max(greatest, self._greatest)
         self._moving = absmax if not self.rows else _MOMENTUM * self._moving + (1 - _MOMENTUM) * absmax
         self.rows += rows.shape[0]
@@ -143,6 +152,8 @@ class Collector:
             mean=mean,
             variance=variance,
             kurtosis=fourth / count / variance**2 if variance**2 > 0 else 0.0,
+            row_peak=math.sqrt(self._peaks[0] / self.rows),
+            rotated_row_peak=math.sqrt(self._peaks[1] / self.rows),
             moving_absmax=self._moving,
             histogram=self._histogram,
             histogram_range=self._range,
@@ -150,6 +161,12 @@ class Collector:
             channel_absmean=(self._abs_sum / self.rows).astype(np.float32),
             second_moment=self._second,
         )
+
+
+def _square_peaks(rows: np.ndarray) -> float:
+    """Return the sum over rows of the square of the largest magnitude."""
+    peaks = np.maximum(rows.max(axis=1), -rows.min(axis=1)).astype(np.float64)
+    return float(peaks @ peaks)
 
 
 _Moments = tuple[float, float, float, float, float]  # count, mean, sums of powers 2 to 4 of the deviations

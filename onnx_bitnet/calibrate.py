@@ -31,7 +31,7 @@ from onnx_bitnet.runner import Runner, start
 from onnx_bitnet.sources import OUT_OF_REACH, Source, find_sources
 from onnx_bitnet.taps import values
 
-SCHEMA = "onnx_bitnet.calibration/1"
+SCHEMA = "onnx_bitnet.calibration/2"
 
 _GIB = 1 << 30
 _SCALARS = (
@@ -43,6 +43,8 @@ _SCALARS = (
     "mean",
     "variance",
     "kurtosis",
+    "row_peak",
+    "rotated_row_peak",
     "moving_absmax",
     "histogram_range",
 )

@@ -28,7 +28,7 @@ from onnx_bitnet.options import Given, to_recipe, with_recipe
 from onnx_bitnet.padding import USUAL
 from onnx_bitnet.planner import sensitivity as rank_layers
 from onnx_bitnet.report import read_frontier
-from onnx_bitnet.validate import load_metric
+from onnx_bitnet.validate import Metric, load_metric
 
 FAILURE, GATE_FAILED = 1, 3
 
@@ -57,6 +57,10 @@ Seed = Annotated[int, typer.Option(help="of random feeds")]
 CalibrationData = Annotated[
     Path | None, typer.Option("--data", help="feeds as in validate, or what calibrate wrote")
 ]
+MetricOption = Annotated[
+    str | None,
+    typer.Option("--metric", help="FILE.py:FUNCTION(batches, outputs) that returns a number"),
+]
 
 
 @app.command()
@@ -68,6 +72,7 @@ def convert(
         Path | None, typer.Argument(help="default: the input's name with .bitnet.onnx", show_default=False)
     ] = None,
     data: CalibrationData = None,
+    metric: MetricOption = None,
     force: Annotated[bool, typer.Option("--force", help="overwrite the output")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="exit with 4 if a layer is refused")] = False,
     as_json: AsJson = False,
@@ -80,6 +85,7 @@ def convert(
             output or default_output(source),
             to_recipe(recipe),
             data=_calibration(data),
+            metric=_metric(metric),
             force=force,
             strict=strict,
             progress=progress,
@@ -93,13 +99,16 @@ def plan(
     source: Source,
     recipe: Given,
     data: CalibrationData = None,
+    metric: MetricOption = None,
     plot: Annotated[Path | None, typer.Option(help="draw the frontier of a goal (.svg or .png)")] = None,
     as_json: AsJson = False,
     verbose: Verbose = True,
 ) -> None:
     """Say what convert would do to each layer, and write no model."""
     with _errors(), _progress("planning") as progress:
-        report = bn.plan(source, to_recipe(recipe), data=_calibration(data), progress=progress)
+        report = bn.plan(
+            source, to_recipe(recipe), data=_calibration(data), metric=_metric(metric), progress=progress
+        )
         if plot is not None:
             plots.frontier(report.frontier, plot)
     _show(report.to_dict() if as_json else tables.report(report, verbose=verbose))
@@ -111,6 +120,7 @@ def sensitivity(
     source: Source,
     recipe: Given,
     data: CalibrationData = None,
+    metric: MetricOption = None,
     method: Annotated[str, typer.Option(help="weigh layers by weights, outputs, model or auto")] = "auto",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="write the recipe that reaches the goals (.json)")
@@ -122,7 +132,14 @@ def sensitivity(
     with _errors(), _progress("trying") as progress:
         if output is not None and output.exists() and not force:
             raise OutputError(f"{output}: exists already; choose another name, or overwrite it with --force")
-        result = rank_layers(source, _calibration(data), to_recipe(recipe), method=method, progress=progress)
+        result = rank_layers(
+            source,
+            _calibration(data),
+            to_recipe(recipe),
+            metric=_metric(metric),
+            method=method,
+            progress=progress,
+        )
         if output is not None:
             output.write_text(json.dumps(result.recipe.to_dict(), indent=2) + "\n", encoding="utf-8")
     _show(result.to_dict() if as_json else tables.sensitivity(result))
@@ -188,9 +205,7 @@ def validate(
     seed: Seed = 0,
     threads: Threads = 0,
     layers: Annotated[bool, typer.Option(help="also compare each converted layer")] = True,
-    metric: Annotated[
-        str | None, typer.Option(help="FILE.py:FUNCTION(batches, outputs) that returns a number")
-    ] = None,
+    metric: MetricOption = None,
     min_metric: Annotated[float | None, typer.Option(help="gate: value of --metric to be reached")] = None,
     html: Annotated[Path | None, typer.Option(help="also write a page with plots here")] = None,
     frontier: Annotated[
@@ -210,7 +225,7 @@ def validate(
             seed=seed,
             dims=_dims(dim),
             layers=layers,
-            metric=load_metric(metric) if metric else None,
+            metric=_metric(metric),
             progress=progress,
         )
     _show(result.to_dict() if as_json else tables.validation(result))
@@ -370,6 +385,10 @@ def generate(
 def main() -> NoReturn:
     """Run the command line; the process ends with design section 5's exit codes."""
     interrupts.run(app, err.print)
+
+
+def _metric(where: str | None) -> Metric | None:
+    return load_metric(where) if where else None
 
 
 def _calibration(data: Path | None) -> Calibration | Path | None:

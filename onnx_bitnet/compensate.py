@@ -24,6 +24,8 @@ from onnx_bitnet.grids import Grid
 from onnx_bitnet.rotation import Rotation
 from onnx_bitnet.scales import cpus
 
+# What is added to the diagonal of H, as a share of its mean: inputs over rows seen, and at least this. Few
+# rows tell little of how inputs go together; errors would be sent where these alone happen to be small.
 _DAMPING = 0.01
 _COLUMNS = 128
 _ROWS = 256
@@ -90,7 +92,9 @@ class Problem:
             diagonal: count the inputs as independent of one another.
         """
         h = moments.second - moments.rows * np.outer(moments.mean, moments.mean)
-        damping = _DAMPING * (float(np.trace(h)) / h.shape[0]) or 1.0
+        k = h.shape[0]
+        share = _DAMPING if diagonal else max(_DAMPING, k / max(moments.rows, 1))
+        damping = share * (float(np.trace(h)) / k) or 1.0
         target = weight
         if diagonal:
             h = np.diag(np.diag(h))

@@ -1,14 +1,14 @@
-"""Convert a model: the only place that knows the order of the steps."""
+"""Convert a model as a recipe without goals tells: the only place that knows the order of the steps."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
@@ -29,85 +29,91 @@ from onnx_bitnet.steps import walk
 from onnx_bitnet.targets import Stored, put
 from onnx_bitnet.verify import verify
 
-UNUSED = "the calibration data was not used: no step of this recipe needs any"
 # What `strict` does not complain about: the user asked for it, or there is no weight that could be packed.
 _EXPECTED = {Reason.KEPT_BY_RULE, Reason.KEPT_FIRST, Reason.KEPT_LAST, Reason.WEIGHT_NOT_CONSTANT}
 
 
-def convert(
+def convert_as_told(
     source: str | Path,
     output: str | Path,
-    recipe: Recipe | Mapping[str, Any] | str | Path | None = None,
+    recipe: Recipe,
     *,
     data: object = None,
     force: bool = False,
     strict: bool = False,
     progress: Progress | None = None,
 ) -> Report:
-    """Convert a model's linear layers to packed ops and write it to a new file.
-
-    The input is never changed. The output, and its data file when the weights are large, appear only after
-    they have been read back and checked.
+    """Convert a model; see planner.convert, which finds out first what reaches a recipe's goals.
 
     Args:
         source: an ONNX model.
-        output: where to write; weights of more than 1 MiB go to `<output>.data` beside it.
-        recipe: a Recipe, a dict of its fields, or a path to a `.toml` or `.json` file; None for the defaults.
-        data: feeds as `bn.calibrate` takes them, or a Calibration: what static activation scales and the
-            roundings `gptq` and `weighted` need. With feeds gptq runs the model as it is converted, layer by
-            layer, so that each makes good the errors of those before; a Calibration knows the float model
-            only. The report says so when data was not used.
+        output: where to write.
+        recipe: what to do; goals are not looked at.
+        data: feeds, or a Calibration, for what the recipe needs to know about activations.
         force: overwrite existing output files.
         strict: raise Refused, and write nothing, if a layer with a constant weight cannot be packed.
-        progress: called as progress(done, total, layer name) before each layer and once at the end.
-
-    Returns:
-        What became of each linear layer.
-
-    Raises:
-        RecipeError: the recipe is wrong, or one of its rules matches nothing.
-        ModelError: the model, its external data or a weight cannot be used.
-        OutputError: the output exists, cannot be written, or does not read back as meant.
-        Refused: see strict.
+        progress: called as progress(done, total, layer name).
     """
-    recipe, output = Recipe.parse(recipe), Path(output)
+    output = Path(output)
     file = files.read(source)
     files.check_output(file, output, force=force)
     widened = prepare(file.model)
     with Spill(output.parent) as spill:
-        layers, meant, notes = _transform(file, recipe, data, progress, spill, widened=widened)
+        found = _transform(file, recipe, data, progress, spill, widened=widened)
         if strict:
-            _refuse(layers)
+            _refuse(found.layers)
         with files.staged(file.model, output, between=spill.release) as written:
-            verify(written, meant, between=spill.release)
+            verify(written, found.meant, between=spill.release)
     nbytes = sum(path.stat().st_size for path in (output, files.data_path(output)) if path.exists())
-    return Report(str(source), str(output), recipe.to_dict(), tuple(layers), notes, file.nbytes, nbytes)
+    return found.report(file, str(output), recipe, nbytes, data)
 
 
-def plan(
+def plan_as_told(
     source: str | Path,
-    recipe: Recipe | Mapping[str, Any] | str | Path | None = None,
+    recipe: Recipe,
     *,
     data: object = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Say what `convert` would do to each layer, without writing anything.
+    """Say what `convert_as_told` would do to each layer, without writing anything.
 
-    The report's output_bytes is what the files of `convert` would have, to the byte if their name is
-    `default_output`. Arguments and errors are those of `convert`.
+    The report's output_bytes is what its files would have, to the byte if their name is `default_output`.
     """
-    recipe = Recipe.parse(recipe)
     file = files.read(source)
     widened = prepare(file.model)
     with Spill() as spill:
-        layers, _, notes = _transform(file, recipe, data, progress, spill, widened=widened)
+        found = _transform(file, recipe, data, progress, spill, widened=widened)
     nbytes = files.size_of(file.model, default_output(source))
-    return Report(str(source), None, recipe.to_dict(), tuple(layers), notes, file.nbytes, nbytes)
+    return found.report(file, None, recipe, nbytes, data)
 
 
 def default_output(source: str | Path) -> Path:
     """Return where a conversion goes if nothing else is said."""
     return Path(source).with_name(f"{Path(source).stem}.bitnet.onnx")
+
+
+@dataclass(frozen=True, eq=False)
+class _Transformed:
+    """What was done to a model in memory: the layers of the report, the weights put in, and notes."""
+
+    layers: list[Layer]
+    meant: dict[str, Stored]
+    notes: tuple[str, ...]
+    data_used: bool
+
+    def report(
+        self, file: files.ModelFile, output: str | None, recipe: Recipe, nbytes: int, data: object
+    ) -> Report:
+        return Report(
+            source=str(file.path),
+            output=output,
+            recipe=recipe.to_dict(),
+            layers=tuple(self.layers),
+            notes=self.notes,
+            source_bytes=file.nbytes,
+            output_bytes=nbytes,
+            data_unused=data is not None and not self.data_used,
+        )
 
 
 def _transform(
@@ -118,21 +124,21 @@ def _transform(
     spill: Spill,
     *,
     widened: bool,
-) -> tuple[list[Layer], dict[str, Stored], tuple[str, ...]]:
-    """Do everything to a model in memory; return the report's layers, the weights put in, and notes."""
+) -> _Transformed:
+    """Do everything to a model in memory."""
     model = file.model
     if recipe.target == "float":
         layers, meant = _restore(model, recipe, progress)
-        notes = _notes(recipe, layers, data, None, widened=widened)
+        found = _Transformed(layers, meant, _notes(recipe, layers, None, widened=widened), data_used=False)
     else:
-        layers, meant, notes = _rewrite(file, recipe, data, progress, spill, widened=widened)
+        found = _rewrite(file, recipe, data, progress, spill, widened=widened)
     cleanup(model)
     model.metadata_props["onnx_bitnet.version"] = version("onnx-bitnet")
     model.metadata_props["onnx_bitnet.recipe"] = json.dumps(recipe.to_dict(), sort_keys=True)
     model.metadata_props[KEPT] = json.dumps(
-        {layer.name: layer.reason.value for layer in layers if layer.reason is not None}
+        {layer.name: layer.reason.value for layer in found.layers if layer.reason is not None}
     )
-    return layers, meant, notes
+    return found
 
 
 def _restore(
@@ -172,8 +178,8 @@ def _rewrite(
     spill: Spill,
     *,
     widened: bool,
-) -> tuple[list[Layer], dict[str, Stored], tuple[str, ...]]:
-    """Replace what is to be replaced; return the report's layers, the weights put in, and notes."""
+) -> _Transformed:
+    """Replace what is to be replaced."""
     layers: list[Layer] = []
     meant: dict[str, Stored] = {}
     placed: list[Placed] = []
@@ -206,8 +212,8 @@ def _rewrite(
         meant = {op.name: op.quantized for op in placed}
     if recipe.target != "custom":
         spell_out(file.model)
-    unused = data if calibration is None and inputs is None else None
-    return layers, meant, _notes(recipe, layers, unused, calibration, widened=widened)
+    used = calibration is not None or inputs is not None
+    return _Transformed(layers, meant, _notes(recipe, layers, calibration, widened=widened), used)
 
 
 def _with_ops(layers: Sequence[Layer], placed: Sequence[Placed]) -> list[Layer]:
@@ -227,7 +233,7 @@ def _refuse(layers: Sequence[Layer]) -> None:
 
 
 def _notes(
-    recipe: Recipe, layers: Sequence[Layer], unused: object, calibration: Calibration | None, *, widened: bool
+    recipe: Recipe, layers: Sequence[Layer], calibration: Calibration | None, *, widened: bool
 ) -> tuple[str, ...]:
     notes = list(calibration.notes) if calibration is not None else []
     if widened:
@@ -250,8 +256,6 @@ def _notes(
         notes.append("nothing was restored: the model has no packed layers")
     elif not any(layer.converted for layer in layers):
         notes.append(_nothing_converted(layers))
-    if unused is not None:
-        notes.append(UNUSED)
     return tuple(notes)
 
 

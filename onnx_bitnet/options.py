@@ -49,6 +49,7 @@ RECIPE_OPTIONS: dict[str, Any] = {
         float | None, typer.Option(help="goal: cosine of every output to the float model's")
     ],
     "min_sqnr": Annotated[float | None, typer.Option(help="goal: dB of every output")],
+    "min_metric": Annotated[float | None, typer.Option(help="goal: value of --metric")],
     "max_size": Annotated[str | None, typer.Option(help="goal: bytes of the files, or for example 200MB")],
 }
 

@@ -1,8 +1,9 @@
 """Convert and plan with goals: find the recipe that reaches them, then do what it says.
 
 The road: try every candidate on every layer (candidates.py), weigh each layer by what its error does to the
-outputs (simulation.py), order all choices by loss saved per byte (frontier.py), and take the smallest that
-reaches the goal when it is measured. What comes out is an ordinary recipe with a rule for each layer.
+outputs (simulation.py), order all choices by loss saved for their price (frontier.py), and take the cheapest
+that reaches the goal when it is measured (search.py). What comes out is an ordinary recipe with a rule for
+each layer.
 """
 
 from __future__ import annotations
@@ -19,20 +20,23 @@ import numpy as np
 from onnx_bitnet import files
 from onnx_bitnet.calibrate import Calibration, calibrate
 from onnx_bitnet.candidates import Trials
-from onnx_bitnet.convert import UNUSED, default_output
-from onnx_bitnet.convert import convert as convert_as_told
-from onnx_bitnet.convert import plan as plan_as_told
+from onnx_bitnet.convert import convert_as_told, default_output, plan_as_told
 from onnx_bitnet.decide import Keep, check_rules, decide, keep_unseen, rule_for
 from onnx_bitnet.errors import EvaluationError, RecipeError
-from onnx_bitnet.feeds import Feeds, open_feeds
+from onnx_bitnet.feeds import open_feeds
 from onnx_bitnet.frontier import Option
+from onnx_bitnet.goals import Goals
+from onnx_bitnet.padding import NONE, USUAL
 from onnx_bitnet.recipe import Recipe
 from onnx_bitnet.report import FrontierPoint, Progress, Reason, Report
 from onnx_bitnet.rewrite.records import Linear
 from onnx_bitnet.rewrite.scan import prepare, scan
-from onnx_bitnet.search import Group, Search, Settled, apart
+from onnx_bitnet.samples import Samples, apart, together
+from onnx_bitnet.search import Group, Search, Settled
+from onnx_bitnet.validate import Metric
 
 _DEFAULT_COSINE = 0.99
+_UNUSED = "the calibration data was not used: no step of this recipe needs any"
 
 
 def settle(
@@ -40,6 +44,7 @@ def settle(
     recipe: Recipe,
     data: object = None,
     *,
+    metric: Metric | None = None,
     method: str = "auto",
     workplace: Path,
     strict: bool = False,
@@ -53,6 +58,7 @@ def settle(
         source: an ONNX model.
         recipe: has goals.
         data: feeds as `bn.calibrate` takes them, a Calibration, or None. Only feeds let a goal be measured.
+        metric: what `min_metric` is about.
         method: how layers are weighed: `weights` (their own error), `outputs` (the error of the layer's
             output, which needs data), `model` (the error of the model's outputs, one layer at a time, which
             needs feeds), or `auto` for the last of these that is possible.
@@ -64,31 +70,51 @@ def settle(
         RecipeError: the goals cannot be reached, or contradict one another.
         DataError: the data cannot be read, or does not fit.
     """
-    calibration, feeds, checks = _data(source, data, method)
-    groups = _groups(source, recipe, calibration, progress)
-    search = Search(source, recipe, groups, feeds, checks, workplace, {"strict": strict}, progress)
-    if feeds is not None and method in ("auto", "model") and groups:
+    goals = Goals.of(recipe, metric)
+    recipe = _counting(source, recipe)
+    known, judge, samples = _data(source, recipe, data, method, goals)
+    groups = _groups(source, recipe, known, judge, progress)
+    search = Search(source, recipe, goals, groups, samples, workplace, strict=strict, progress=progress)
+    if samples is not None and method in ("auto", "model") and groups:
         search.weigh()
-    return search.settle(calibration)
+    return search.settle(known)
+
+
+def _counting(source: str | Path, recipe: Recipe) -> Recipe:
+    """Count padding where goals do: they are about all rows of an output, which may have one by token."""
+    outputs = files.read(source).model.graph.outputs
+    by_token = any(value.shape is None or len(value.shape) > 2 for value in outputs)
+    usual = recipe.mask == USUAL and (recipe.min_cosine is not None or recipe.min_sqnr is not None)
+    return recipe.replace(mask=NONE) if by_token and usual else recipe
 
 
 def _data(
-    source: str | Path, data: object, method: str
-) -> tuple[Calibration | None, Feeds | None, Feeds | None]:
-    """Return what is known of layers' inputs, and feeds to round by and to measure on."""
+    source: str | Path, recipe: Recipe, data: object, method: str, goals: Goals
+) -> tuple[Calibration | None, Calibration | None, Samples | None]:
+    """Return what is known of layers' inputs, to round by and to judge with, and the data behind it."""
     if data is None or isinstance(data, Calibration):
         if method == "model" or (method == "outputs" and data is None):
             raise RecipeError(f"method {method!r} needs data to run the model on; give feeds (data)")
-        return data, None, None
+        if goals.metric is not None:
+            raise RecipeError("min_metric needs data to run the model on; give feeds (data)")
+        return data, data, None
     feeds = open_feeds(files.read(source).model, data)
     if not feeds.rereadable:
         feeds = open_feeds(files.read(source).model, list(feeds))
-    feeds, checks = apart(feeds)
-    return None if method == "weights" else calibrate(source, feeds), feeds, checks
+    samples = apart(feeds) if goals.any else together(feeds)
+    if method == "weights":
+        return None, None, samples
+    known = calibrate(source, samples.known, mask=recipe.mask)
+    judge = calibrate(source, samples.checks, mask=recipe.mask) if samples.apart else known
+    return known, judge, samples
 
 
 def _groups(
-    source: str | Path, recipe: Recipe, calibration: Calibration | None, progress: Progress | None
+    source: str | Path,
+    recipe: Recipe,
+    known: Calibration | None,
+    judge: Calibration | None,
+    progress: Progress | None,
 ) -> list[Group]:
     """Try all candidates on the layers that are the planner's to decide."""
     model = files.read(source).model
@@ -103,15 +129,16 @@ def _groups(
             progress(index, len(linears), f"trying {linear.name}")
         if keep_unseen(index, linears, recipe) is not None or rule_for(linear, recipe) is not None:
             continue
-        known = groups.get(linear.weight.key)
-        if known is not None:
-            groups[linear.weight.key] = dataclasses.replace(known, names=(*known.names, linear.name))
+        same = groups.get(linear.weight.key)
+        if same is not None:
+            groups[linear.weight.key] = dataclasses.replace(same, names=(*same.names, linear.name))
             continue
         weight = _ordinary(linear, recipe)
         if weight is not None:
-            statistics = calibration.layers.get(linear.name) if calibration is not None else None
-            tried = tuple(trials.of(linear, weight, statistics))
-            groups[linear.weight.key] = Group(linear, (linear.name,), tried, statistics)
+            statistics = known.layers.get(linear.name) if known is not None else None
+            judges = (judge.layers.get(linear.name) if judge is not None else None) or statistics
+            tried = tuple(trials.of(linear, weight, statistics, judges))
+            groups[linear.weight.key] = Group(linear, (linear.name,), tried, statistics, judges)
     return list(groups.values())
 
 
@@ -176,6 +203,7 @@ def sensitivity(
     data: object = None,
     recipe: Recipe | Mapping[str, Any] | str | Path | None = None,
     *,
+    metric: Metric | None = None,
     method: str = "auto",
     progress: Progress | None = None,
 ) -> Sensitivity:
@@ -185,6 +213,7 @@ def sensitivity(
         source: an ONNX model.
         data: see `settle`.
         recipe: its goals; without any, a cosine of 0.99.
+        metric: as in `convert`.
         method: see `settle`.
         progress: as in `convert`.
     """
@@ -192,7 +221,9 @@ def sensitivity(
     recipe = recipe if recipe.has_goals else recipe.replace(min_cosine=_DEFAULT_COSINE)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder, default_output(source).name)
-        settled = settle(source, recipe, data, method=method, workplace=place, progress=progress)
+        settled = settle(
+            source, recipe, data, metric=metric, method=method, workplace=place, progress=progress
+        )
     layers = [
         RankedLayer(
             group.names, group.linear.weight.n, group.linear.weight.k, group.gain, tuple(group.options())
@@ -209,6 +240,7 @@ def convert(
     recipe: Recipe | Mapping[str, Any] | str | Path | None = None,
     *,
     data: object = None,
+    metric: Metric | None = None,
     force: bool = False,
     strict: bool = False,
     progress: Progress | None = None,
@@ -225,6 +257,7 @@ def convert(
         recipe: a Recipe, a dict of its fields, or a path to a `.toml` or `.json` file; None for the defaults.
         data: feeds as `bn.calibrate` takes them, or a Calibration: what the recipe needs to know about
             activations, and what goals are measured on. The report says so when it was not used.
+        metric: for the goal `min_metric`: a function as `bn.validate` takes it.
         force: overwrite existing output files.
         strict: raise Refused, and write nothing, if a layer with a constant weight cannot be packed.
         progress: called as progress(done, total, layer name) before each layer and once at the end.
@@ -240,20 +273,21 @@ def convert(
         Refused: see strict.
     """
     recipe = Recipe.parse(recipe)
-    options: dict[str, Any] = {"force": force, "strict": strict, "progress": progress}
+    options: dict[str, Any] = {"strict": strict, "progress": progress}
     if not recipe.has_goals:
-        return convert_as_told(source, output, recipe, data=data, **options)
+        return _with_notes(convert_as_told(source, output, recipe, data=data, force=force, **options))
     output = Path(output)
     files.check_output(files.read(source), output, force=force)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
         place = Path(folder, output.name)
-        settled = settle(source, recipe, data, workplace=place, strict=strict, progress=progress)
+        settled = settle(source, recipe, data, metric=metric, workplace=place, **options)
         if settled.conversion is None:
-            report = convert_as_told(source, output, settled.recipe, data=settled.data, **options)
+            told = settled.recipe
+            report = convert_as_told(source, output, told, data=settled.data, force=force, **options)
         else:
             files.install(settled.conversion.path, output)
             report = dataclasses.replace(settled.conversion.report, output=str(output))
-    return _told(report, settled)
+    return _with_search(report, settled)
 
 
 def plan(
@@ -261,6 +295,7 @@ def plan(
     recipe: Recipe | Mapping[str, Any] | str | Path | None = None,
     *,
     data: object = None,
+    metric: Metric | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Say what `convert` would do to each layer, without writing anything.
@@ -271,17 +306,23 @@ def plan(
     """
     recipe = Recipe.parse(recipe)
     if not recipe.has_goals:
-        return plan_as_told(source, recipe, data=data, progress=progress)
+        return _with_notes(plan_as_told(source, recipe, data=data, progress=progress))
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder, default_output(source).name)
-        settled = settle(source, recipe, data, workplace=place, progress=progress)
+        settled = settle(source, recipe, data, metric=metric, workplace=place, progress=progress)
     if settled.conversion is None:
         report = plan_as_told(source, settled.recipe, data=settled.data, progress=progress)
     else:
         report = dataclasses.replace(settled.conversion.report, output=None)
-    return _told(report, settled)
+    return _with_search(report, settled)
 
 
-def _told(report: Report, settled: Settled) -> Report:
-    notes = (note for note in report.notes if note != UNUSED)
-    return dataclasses.replace(report, frontier=settled.frontier, notes=(*settled.notes, *notes))
+def _with_notes(report: Report) -> Report:
+    """Say so if data was given for nothing."""
+    return dataclasses.replace(report, notes=(*report.notes, _UNUSED)) if report.data_unused else report
+
+
+def _with_search(report: Report, settled: Settled) -> Report:
+    """Add what the recipe was chosen from; data that none of its steps needs served the choice."""
+    notes = (*settled.notes, *report.notes)
+    return dataclasses.replace(report, frontier=settled.frontier, notes=notes, data_unused=False)

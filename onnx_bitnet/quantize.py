@@ -382,7 +382,7 @@ def fitted_to(
     grid = _grid(spec)
     index, theta = fit(problem, grid, block_size, scale_type, turns=turns)
     fitted = _encode_levels(weight, spec, block_size, grid.planes(index, theta), scale_type)
-    if spec.integer_bits or spec.offset or spec.levels == 9:
+    if spec.offset or spec.levels == 9:
         return fitted
     worse = problem.errors(fitted.dequantize()) > problem.errors(plain.dequantize())
     if not worse.any() or plain.scale.dtype != fitted.scale.dtype:

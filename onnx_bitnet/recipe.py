@@ -40,6 +40,7 @@ _CHOICES: Mapping[str, tuple[object, ...]] = {
     "activation_bits": ("auto", 8, 16, 32),
     "activation_scale": ACTIVATION_SCALES,
 }
+_GOALS = ("min_cosine", "min_sqnr", "min_metric", "max_size")
 _OVERRIDABLE = (
     "mode",
     "format",
@@ -187,7 +188,8 @@ class Recipe:
             float where they are not 8 bits by the model's own will; with `ort` it is 8.
         min_cosine: smallest cosine of every float output to the float model's, from 0 to 1.
         min_sqnr: smallest signal-to-noise ratio of every float output in dB.
-        max_size: largest size of the files in bytes, or for example `"200MB"`. With one of these three goals,
+        min_metric: smallest value of the user's own metric, which `convert`, `plan` and `sensitivity` take.
+        max_size: largest size of the files in bytes, or for example `"200MB"`. With one of these goals,
             mode `auto` chooses what reaches it in the fewest bytes or with the least error.
 
     >>> Recipe(mode="ternary", granularity="block:128").mode
@@ -214,6 +216,7 @@ class Recipe:
     target: str = "custom"
     min_cosine: float | None = None
     min_sqnr: float | None = None
+    min_metric: float | None = None
     max_size: int | str | None = None
 
     def __post_init__(self) -> None:
@@ -266,21 +269,22 @@ class Recipe:
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if value is not None and not (number and 0 < value <= most):
                 raise RecipeError(f"{name} = {value!r} is no number above 0{' up to 1' if most == 1 else ''}")
+        least = self.min_metric
+        if least is not None and (isinstance(least, bool) or not isinstance(least, (int, float))):
+            raise RecipeError(f"min_metric = {least!r} is no number")
         if self.has_goals and self.mode != "auto":
             raise RecipeError(f"mode {self.mode!r} has nothing to choose; use 'auto' with goals")
         if self.has_goals and self.target == "float":
-            raise RecipeError(
-                "target 'float' has nothing to choose; leave out min_cosine, min_sqnr and max_size"
-            )
+            raise RecipeError(f"target 'float' has nothing to choose; leave out {', '.join(_GOALS)}")
 
     @property
     def has_goals(self) -> bool:
         """Whether there is something for the planner to reach."""
-        return not (self.min_cosine is None and self.min_sqnr is None and self.max_size is None)
+        return any(getattr(self, goal) is not None for goal in _GOALS)
 
     def without_goals(self) -> Recipe:
         """Return a copy that only says what to do."""
-        return self.replace(min_cosine=None, min_sqnr=None, max_size=None)
+        return self.replace(**dict.fromkeys(_GOALS))
 
     def replace(self, **changes: Any) -> Recipe:
         """Return a copy with some fields changed."""

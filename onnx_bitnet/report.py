@@ -149,12 +149,14 @@ class FrontierPoint:
     Args:
         nbytes: size of the files.
         loss: predicted error of the outputs: 1 - cosine, or noise over signal if the goal is `min_sqnr`.
+        time: predicted time of the layers to be decided, where it is 1 in float; see speed.py.
         measured: the same as it was measured with float activations; None if it was not.
         chosen: whether it is what the recipe says.
     """
 
     nbytes: int
     loss: float
+    time: float = 1.0
     measured: float | None = None
     chosen: bool = False
 
@@ -187,6 +189,7 @@ class Report:
         source_bytes: size of the model and its external data.
         output_bytes: the same of the result; a prediction in a plan.
         frontier: what the planner had to choose from, from the smallest on; empty without goals.
+        data_unused: calibration data was given, and no step needed any; a note says so.
     """
 
     source: str
@@ -197,6 +200,7 @@ class Report:
     source_bytes: int = 0
     output_bytes: int = 0
     frontier: tuple[FrontierPoint, ...] = ()
+    data_unused: bool = False
 
     @property
     def converted(self) -> tuple[Layer, ...]:

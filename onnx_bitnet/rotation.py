@@ -8,6 +8,8 @@ import numpy as np
 
 from onnx_bitnet import _native
 
+# What is usual: large enough to spread an outlier, small enough for any width of a transformer.
+ROTATION = 128
 _SMALLEST = 16
 
 
@@ -32,6 +34,12 @@ class Rotation:
             np.ascontiguousarray(x, np.float32), self.signs, y, block_size=self.block_size, isa=isa
         )
         return y
+
+    def back(self, y: np.ndarray) -> np.ndarray:
+        """Return rows float32 (rows, K) in the basis that `rows` took them from: H is its own inverse."""
+        ones = Rotation(self.block_size, np.ones_like(self.signs))
+        turned: np.ndarray = ones.rows(y) * self.signs
+        return turned
 
     def both(self, matrix: np.ndarray) -> np.ndarray:
         """Return a matrix float32 (K, K) of products of inputs in the new basis."""

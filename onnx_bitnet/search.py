@@ -1,4 +1,4 @@
-"""Search the frontier of a model for the smallest choice that reaches the goals of a recipe."""
+"""Search the frontier of a model for the cheapest choice that reaches the goals of a recipe."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import glob
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,30 +15,30 @@ import numpy as np
 
 from onnx_bitnet.activations import LayerStatistics
 from onnx_bitnet.calibrate import Calibration
-from onnx_bitnet.candidates import KEEP, Trial, output_error
-from onnx_bitnet.convert import convert, plan
+from onnx_bitnet.candidates import KEEP, Trial
+from onnx_bitnet.convert import convert_as_told, plan_as_told
 from onnx_bitnet.errors import RecipeError
 from onnx_bitnet.feeds import Feeds
-from onnx_bitnet.frontier import Option, Point, frontier, within
-from onnx_bitnet.metrics import Metrics
-from onnx_bitnet.quantize import LayerSpec, quantize_layer
+from onnx_bitnet.frontier import Option, Point, frontier, uniform, within
+from onnx_bitnet.goals import Goals
+from onnx_bitnet.probe import Probe, noise_to_signal
 from onnx_bitnet.recipe import Recipe, Rule
 from onnx_bitnet.report import FrontierPoint, Progress, Report
 from onnx_bitnet.rewrite.records import Linear
+from onnx_bitnet.samples import Samples, first
 from onnx_bitnet.simulation import Simulation, Weights
 from onnx_bitnet.validate import validate
 
-# Samples that the model is run on to weigh the layers; the goal itself is measured on all data.
+# Samples that the model is run on to weigh the layers; the goal itself is measured on all that judge.
 _SAMPLES = 32
 # Conversions made to come close to a goal; a loss of this share of what is allowed is close.
 _CONVERSIONS, _CLOSE = 3, 0.8
-# Share of the predicted loss that is left as each layer makes good what earlier ones lost: on MiniLM.
-_COMPENSATED = 0.25
-# Share of what is allowed that a second try aims at.
-_SURE = 0.93
-_FOURTH = 4
-# The error that layers are weighed by.
-_WEIGHING = LayerSpec(integer_bits=4, granularity="block:128", levels=4)
+# A choice that has more than this share of another's bytes is not worth a conversion.
+_NEARLY = 0.97
+# Share of what is allowed that is aimed at.
+_SURE = 0.95
+# Where to begin, and the factor from there on, if only a metric of the user's says what is enough.
+_FIRST, _FACTOR = 0.01, 3.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,8 @@ class Group:
         linear: the first of them.
         names: all of them.
         trials: every candidate tried, `KEEP` last.
-        statistics: what calibration knows of its inputs.
+        statistics: what is known of its inputs, to round by.
+        judge: the same of the data to measure on.
         gain: loss of the outputs for each unit of error of the layer.
     """
 
@@ -57,11 +58,20 @@ class Group:
     names: tuple[str, ...]
     trials: tuple[Trial, ...]
     statistics: LayerStatistics | None = None
+    judge: LayerStatistics | None = None
     gain: float = 1.0
+
+    @property
+    def products(self) -> int:
+        """What the layers do with one row."""
+        return len(self.names) * self.linear.weight.n * self.linear.weight.k
 
     def options(self) -> list[Option]:
         """Return the trials as the solver wants them."""
-        return [Option(t.candidate.name, t.nbytes, self.gain * t.error) for t in self.trials]
+        return [
+            Option(t.candidate.name, t.nbytes, self.gain * t.error, t.time * self.products)
+            for t in self.trials
+        ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +80,7 @@ class Conversion:
 
     Args:
         report: of the conversion.
-        path: the model; it is there as long as the folder of the search.
+        path: the model; it is there as long as the folder of the search, unless goals are missed.
         loss: of the outputs.
         missed: which goals are missed, in words.
     """
@@ -90,15 +100,15 @@ class Settled:
         groups: what was tried.
         frontier: what there was to choose from.
         notes: sentences the user should read.
-        data: what was given to measure on, for `convert` to round by.
-        conversion: the conversion by the recipe, if it was made to measure.
+        data: a calibration for `convert` to round by.
+        conversion: the conversion by the recipe, if there was data to measure on.
     """
 
     recipe: Recipe
     groups: tuple[Group, ...]
     frontier: tuple[FrontierPoint, ...]
     notes: tuple[str, ...]
-    data: Feeds | Calibration | None = None
+    data: Calibration | None = None
     conversion: Conversion | None = None
 
 
@@ -108,11 +118,11 @@ class Search:
     Args:
         source: the model.
         recipe: has goals.
+        goals: of the recipe.
         groups: the layers to decide.
-        feeds: to round by; None if nothing can be measured.
-        checks: to measure on.
+        samples: to round by and to measure on; None if nothing can be measured.
         workplace: where to convert, and the name of the file.
-        options: for `convert`.
+        strict: as in `convert`.
         progress: as in `convert`.
     """
 
@@ -120,88 +130,94 @@ class Search:
         self,
         source: str | Path,
         recipe: Recipe,
+        goals: Goals,
         groups: Sequence[Group],
-        feeds: Feeds | None,
-        checks: Feeds | None,
+        samples: Samples | None,
         workplace: Path,
-        options: Mapping[str, bool],
+        *,
+        strict: bool,
         progress: Progress | None,
     ) -> None:
-        self._source, self._recipe, self._groups = Path(source), recipe, list(groups)
-        self._feeds, self._checks, self._progress = feeds, checks, progress
-        self._workplace, self._options = workplace, options
+        self._source, self._recipe, self._goals, self._groups = Path(source), recipe, goals, list(groups)
+        self._samples, self._workplace = samples, workplace
+        self._strict, self._progress = strict, progress
         self._real: dict[tuple[int, ...], Conversion] = {}
 
     def weigh(self) -> None:
         """Replace the gains by what an error in each layer alone does to the outputs, on some samples.
 
-        The error is that of rounding to four bits.
+        The error is that of four bits (probe.py), on data that it was not rounded by if there is enough.
+        Later layers make good part of what one lost, the more the more it was: a gain is the geometric mean
+        of the layer's own and the typical one, which those that cannot be reached get.
         """
-        assert self._feeds is not None
+        assert self._samples is not None
         simulation = Simulation(self._source, {name for group in self._groups for name in group.names})
-        errors: list[float] = [0.0] * len(self._groups)
-        done = 0
+        probes: dict[int, Probe] = {}
+        errors: dict[int, float] = {}
 
         def rounded(place: int) -> Weights:
             group = self._groups[place]
+            assert group.statistics is not None
+            assert group.judge is not None
             array = group.linear.weight.array()
-            decoded = quantize_layer(array, _WEIGHING).dequantize()
-            errors[place] = output_error(array, lambda rows: decoded[rows], group.statistics)
-            names = [name for name in group.names if name in simulation.layers]
-            return dict.fromkeys(names, np.ascontiguousarray(decoded.T))
+            if place not in probes:
+                probes[place] = Probe.of(group.linear.name, array, group.statistics)
+            decoded = probes[place].decoded(array)
+            if place not in errors:
+                errors[place] = noise_to_signal(decoded - array, array, group.judge)
+            return dict.fromkeys(group.names, np.ascontiguousarray(decoded.T))
+
+        inside = [
+            place
+            for place, group in enumerate(self._groups)
+            if simulation.layers.issuperset(group.names) and group.statistics is not None
+        ]
+        done = 0
 
         def tick() -> None:
             nonlocal done
             done += 1
             if self._progress is not None:
-                names = self._groups[(done - 1) % len(self._groups)].names
+                names = self._groups[inside[(done - 1) % len(inside)]].names
                 self._progress(done, 0, f"weighing {names[0]}")
 
-        variants = [partial(rounded, place) for place in range(len(self._groups))]
-        found = simulation.measure(_some(self._feeds), variants, tick)
-        gains: list[float | None] = [
-            self._loss(metrics) / error if simulation.layers.issuperset(group.names) and error > 0 else None
-            for group, error, metrics in zip(self._groups, errors, found, strict=True)
-        ]
-        typical = float(np.median([gain for gain in gains if gain is not None] or [1.0]))
+        variants = [partial(rounded, place) for place in inside]
+        found = simulation.measure(first(self._samples.checks, _SAMPLES), variants, tick)
+        gains = {
+            place: self._goals.loss(metrics) / errors[place]
+            for place, metrics in zip(inside, found, strict=True)
+            if errors[place] > 0 and math.isfinite(self._goals.loss(metrics))
+        }
+        typical = float(np.median(list(gains.values()) or [1.0]))
         self._groups = [
-            dataclasses.replace(group, gain=typical if gain is None else gain)
-            for group, gain in zip(self._groups, gains, strict=True)
+            dataclasses.replace(group, gain=math.sqrt(gains.get(place, typical) * typical))
+            for place, group in enumerate(self._groups)
         ]
-
-    def _loss(self, outputs: Mapping[str, Metrics]) -> float:
-        """Return how bad the worst float output is, in the measure of the goal."""
-        graded = [metrics for metrics in outputs.values() if metrics.agreement is None]
-        if self._recipe.min_sqnr is not None and self._recipe.min_cosine is None:
-            return max((10 ** (-_number(metrics.sqnr_db) / 10) for metrics in graded), default=0.0)
-        return max((1 - _number(metrics.cosine) for metrics in graded), default=0.0)
-
-    @property
-    def _allowed(self) -> float | None:
-        """The largest loss that reaches the error goals; None if there is none."""
-        bounds = []
-        if self._recipe.min_cosine is not None:
-            bounds.append(1 - self._recipe.min_cosine)
-        if self._recipe.min_sqnr is not None and self._recipe.min_cosine is None:
-            bounds.append(10 ** (-self._recipe.min_sqnr / 10))
-        return bounds[0] if bounds else None
 
     def settle(self, calibration: Calibration | None) -> Settled:
-        """Find the smallest point that reaches the goals."""
+        """Find the cheapest point that reaches the goals."""
         layers = [group.options() for group in self._groups]
         points = frontier(layers)
-        rest = self._file_bytes(points[-1]) - points[-1].nbytes  # the last is all float
+        last = points[-1]  # all float
+        rest = self._file_bytes(last) - last.nbytes
         chosen = points[0]
-        if self._allowed is not None:
-            chosen = points[_first_within(points, self._allowed)]
-            if self._feeds is not None:
-                chosen = self._settled(points, self._allowed)
+        if self._goals.any:
+            if self._samples is not None:
+                chosen = self._or_uniform(self._settled(points), layers)
+            elif (allowed := self._goals.allowed) is not None:
+                chosen = points[_first_within(points, allowed)]
         if self._recipe.max_size is not None:
             assert isinstance(self._recipe.max_size, int)
             chosen = self._fitting(layers, chosen, self._recipe.max_size, rest, calibration)
         measured = {options: real.loss for options, real in self._real.items()}
         listed = tuple(
-            FrontierPoint(rest + point.nbytes, point.loss, measured.get(point.options), point == chosen)
+            FrontierPoint(
+                rest + point.nbytes,
+                point.loss,
+                point.time / last.time if last.time else 1.0,
+                measured.get(point.options),
+                point == chosen,
+            )
             for point in sorted({*points, chosen}, key=lambda point: point.nbytes)
         )
         return Settled(
@@ -209,24 +225,25 @@ class Search:
             tuple(self._groups),
             listed,
             tuple(self._notes(calibration)),
-            self._feeds or calibration,
-            self._real.get(chosen.options),
+            calibration if self._samples is None else None,
+            self._final(chosen) if self._samples is not None else None,
         )
 
-    def _settled(self, points: Sequence[Point], allowed: float) -> Point:
-        """Return the smallest point found whose conversion, validated on all data, reaches the goals.
+    def _settled(self, points: Sequence[Point]) -> Point:
+        """Return the cheapest point found whose conversion reaches the goals when it is measured.
 
         What is predicted is a guide: once it is known how far a conversion is from it, the next comes closer.
         """
+        allowed = self._goals.allowed
         reached: int | None = None
-        index = _first_within(points, allowed / _COMPENSATED)
+        index = _first_within(points, _FIRST if allowed is None else allowed)
         for _ in range(_CONVERSIONS):
             real = self._converted(points[index])
             if not real.missed and (reached is None or index < reached):
                 reached = index
-            if not real.missed and real.loss >= _CLOSE * allowed:
+            if allowed is not None and not real.missed and real.loss >= _CLOSE * allowed:
                 break
-            index = _first_within(points, self._predicted(points, _SURE * allowed))
+            index = _first_within(points, self._predicted(points, self._aim(points)))
             if points[index].options in self._real:
                 break
         if reached is not None:
@@ -241,6 +258,29 @@ class Search:
             index = min(index + step, len(points) - 1)
             step *= 2
         return points[index]
+
+    def _or_uniform(self, found: Point, layers: Sequence[Sequence[Option]]) -> Point:
+        """Return the largest smaller choice that is the same for all layers, if it reaches the goals as well.
+
+        It needs no prediction, which may be wrong.
+        """
+        smaller = [point for point in uniform(layers) if point.nbytes < found.nbytes]
+        best = max(smaller, key=lambda point: (point.nbytes, -point.time), default=found)
+        if best.nbytes > _NEARLY * found.nbytes:
+            return found
+        return found if self._converted(best).missed else best
+
+    def _aim(self, points: Sequence[Point]) -> float:
+        """Return the loss to try next: what is allowed; for a metric alone, between enough and too much."""
+        if self._goals.min_metric is None:
+            assert self._goals.allowed is not None
+            return _SURE * self._goals.allowed
+        known = [self._real[point.options] for point in points if point.options in self._real]
+        enough = max((real.loss for real in known if not real.missed), default=None)
+        missed = min((real.loss for real in known if real.missed), default=None)
+        if enough is None or missed is None:
+            return _FACTOR * enough if enough is not None else (missed or 0.0) / _FACTOR
+        return math.sqrt(enough * missed)
 
     def _predicted(self, points: Sequence[Point], loss: float) -> float:
         """Return the prediction that goes with a loss, from the conversions made: a power law through two."""
@@ -260,24 +300,42 @@ class Search:
         return math.exp(y + slope * (log(loss) - x))
 
     def _converted(self, point: Point) -> Conversion:
-        """Convert and validate a choice."""
-        assert self._feeds is not None
+        """Convert a choice by the batches that are for it, and measure it on those that judge."""
+        assert self._samples is not None
         if point.options not in self._real:
-            folder = self._workplace.parent / str(len(self._real))
-            folder.mkdir()
-            output = folder / self._workplace.name
-            data, options = self._feeds, self._options
-            report = convert(
-                self._source, output, self._recipe_of(point), data=data, progress=self._progress, **options
-            )
-            result = validate(self._source, output, self._checks, layers=False)
-            goals = {"min_sqnr": self._recipe.min_sqnr, "min_cosine": self._recipe.min_cosine}
-            loss = self._loss({output.name: output.metrics for output in result.outputs})
-            missed = result.failures(**goals)
-            if missed:
-                shutil.rmtree(folder)
-            self._real[point.options] = Conversion(report, output, loss, missed)
+            place = str(len(self._real))
+            self._real[point.options] = self._convert(point, self._samples.known, self._samples.checks, place)
         return self._real[point.options]
+
+    def _final(self, point: Point) -> Conversion:
+        """Convert a choice by all data: what is rounded by more of it is better on what it has not seen."""
+        assert self._samples is not None
+        found, everything = self._converted(point), self._samples.everything
+        if not self._samples.apart:
+            return found
+        best = self._convert(point, everything, everything, "all")
+        size = self._recipe.max_size
+        fits = not isinstance(size, int) or best.report.output_bytes <= size
+        return best if fits and not best.missed else found
+
+    def _convert(self, point: Point, data: Feeds, checks: Feeds, place: str) -> Conversion:
+        folder = self._workplace.parent / place
+        folder.mkdir()
+        output = folder / self._workplace.name
+        report = convert_as_told(
+            self._source,
+            output,
+            self._recipe_of(point),
+            data=data,
+            strict=self._strict,
+            progress=self._progress,
+        )
+        result = validate(self._source, output, checks, layers=False, metric=self._goals.metric)
+        missed = self._goals.missed(result)
+        if missed:
+            shutil.rmtree(folder)
+        loss = self._goals.loss({output.name: output.metrics for output in result.outputs})
+        return Conversion(report, output, loss, missed)
 
     def _fitting(
         self,
@@ -288,7 +346,7 @@ class Search:
         calibration: Calibration | None,
     ) -> Point:
         """Return the best choice whose files have at most `size` bytes."""
-        error_first = self._allowed is not None
+        error_first = self._goals.any
         budget = size - rest
         while True:
             found = least if error_first else within(layers, budget)
@@ -305,25 +363,28 @@ class Search:
 
     def _file_bytes(self, point: Point, calibration: Calibration | None = None) -> int:
         """Return the size of the files."""
-        if self._feeds is not None and any(
+        if self._samples is not None and any(
             group.trials[index].candidate is not KEEP
             for group, index in zip(self._groups, point.options, strict=True)
         ):
             return self._converted(point).report.output_bytes
-        return plan(self._source, self._recipe_of(point), data=self._feeds or calibration).output_bytes
+        data = calibration if self._samples is None else self._samples.everything
+        return plan_as_told(self._source, self._recipe_of(point), data=data).output_bytes
 
     def _notes(self, calibration: Calibration | None) -> list[str]:
         if not self._groups:
             return ["the goals had nothing to decide: every layer is ternary, kept, or the subject of a rule"]
-        if self._feeds is not None:
-            apart = (
-                "" if self._checks is self._feeds else ", on every fourth batch, which was not rounded by,"
+        if self._samples is None:
+            what = (
+                "weights, weighted by the data's statistics" if calibration is not None else "weights alone"
             )
-            return (
-                [] if self._allowed is None else [f"the goals were measured on the data{apart} and are met"]
-            )
-        what = "weights, weighted by the data's statistics" if calibration is not None else "weights alone"
-        return [f"the loss was predicted from errors of the {what}, and not measured; give feeds (data)"]
+            return [f"the loss was predicted from errors of the {what}, and not measured; give feeds (data)"]
+        if not self._goals.any:
+            return []
+        how = ""
+        if self._samples.apart:
+            how = ": on every fourth batch, rounded by the others, then on all of it, rounded by all"
+        return [f"the goals were measured on the data and are met{how}"]
 
     def _recipe_of(self, point: Point) -> Recipe:
         rules = []
@@ -336,41 +397,3 @@ class Search:
 def _first_within(points: Sequence[Point], allowed: float) -> int:
     """Return the first point whose predicted loss is allowed; the last, all float, has none."""
     return next(index for index, point in enumerate(points) if point.loss <= allowed)
-
-
-def _number(value: float | None) -> float:
-    return -math.inf if value is None or math.isnan(value) else value
-
-
-def apart(feeds: Feeds) -> tuple[Feeds, Feeds]:
-    """Return what to round by and what to measure on: every fourth batch, or the same if there are fewer.
-
-    Rounding by data fits what it has seen better than what it has not.
-    """
-    if sum(1 for _ in zip(range(_FOURTH), feeds.source(), strict=False)) < _FOURTH:
-        return feeds, feeds
-
-    def some(checks: bool) -> Feeds:
-        def source() -> Iterator[tuple[str, object]]:
-            for index, batch in enumerate(feeds.source()):
-                if (index % _FOURTH == _FOURTH - 2) == checks:
-                    yield batch
-
-        return dataclasses.replace(feeds, source=source, count=0)
-
-    return some(False), some(True)
-
-
-def _some(feeds: Feeds) -> Feeds:
-    """Return feeds that end with the batch in which _SAMPLES samples are reached."""
-
-    def source() -> Iterator[tuple[str, object]]:
-        samples = 0
-        for label, batch in feeds.source():
-            yield label, batch
-            sizes = [np.shape(array) for array in batch.values()] if isinstance(batch, Mapping) else []
-            samples += max((shape[0] for shape in sizes if shape), default=1)
-            if samples >= _SAMPLES:
-                return
-
-    return dataclasses.replace(feeds, source=source)

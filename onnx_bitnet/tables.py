@@ -49,12 +49,12 @@ def frontier(points: Sequence[FrontierPoint]) -> list[str | Table]:
     """Show what there was to choose from: the chosen point, and others evenly by size."""
     if not points:
         return []
-    table = _table("size", "loss", "measured", "")
+    table = _table("size", "time", "loss", "measured", "")
     marks = {round(index * (len(points) - 1) / _FRONTIER_ROWS) for index in range(_FRONTIER_ROWS + 1)}
     for index, point in enumerate(points):
         if index in marks or point.chosen:
-            measured = _number(point.measured, "", ".2e")
-            table.add_row(size(point.nbytes), f"{point.loss:.2e}", measured, "chosen" * point.chosen)
+            measured, mark = _number(point.measured, "", ".2e"), "chosen" * point.chosen
+            table.add_row(size(point.nbytes), f"{point.time:.2f}", f"{point.loss:.2e}", measured, mark)
     return [table]
 
 

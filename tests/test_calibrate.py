@@ -14,6 +14,7 @@ from onnx_bitnet.activations import HISTOGRAM_BINS, Collector
 from onnx_bitnet.errors import DataError, ModelError, RecipeError
 from onnx_bitnet.ranges import METHODS, activation_step
 from onnx_bitnet.rewrite.packed import packed_nodes
+from onnx_bitnet.rotation import rotation
 
 
 def batches(count: int = 3, seed: int = 0) -> list[dict[str, np.ndarray]]:
@@ -31,6 +32,11 @@ def model(tmp_path):
 
 def rows(data=None) -> np.ndarray:
     return np.concatenate([batch["x"] for batch in data or batches()])
+
+
+def rotated(x: np.ndarray) -> np.ndarray:
+    turned = rotation(x.shape[1], 128)
+    return x if turned is None else turned.rows(x)
 
 
 # Statistics
@@ -55,6 +61,8 @@ def test_statistics_are_those_of_all_rows_at_once(model):
             "channel_mean": seen.mean(axis=0),
             "channel_absmean": np.abs(seen).mean(axis=0),
             "second_moment": seen.T @ seen,
+            "row_peak": np.sqrt((np.abs(seen).max(axis=1) ** 2).mean()),
+            "rotated_row_peak": np.sqrt((np.abs(rotated(seen)).max(axis=1) ** 2).mean()),
         }
         for field, value in expected.items():
             np.testing.assert_allclose(getattr(got, field), value, rtol=2e-5, atol=1e-4, err_msg=field)

@@ -122,6 +122,22 @@ def test_it_beats_plain_rounding_by_far(fields):
     assert got.dequantize().shape == w.shape
 
 
+def test_few_rows_do_not_mislead():
+    """Rounded by fewer rows than there are inputs, a layer still serves rows of the same kind better."""
+    x, w = inputs(rows=2000), weight()
+    spec = LayerSpec(granularity="channel", rounding="gptq", integer_bits=4)
+    plain = quantize_layer(w, replace(spec, rounding="mse")).dequantize()
+    other = Problem.of(w, moments(x[100:]))
+    fitted = quantize_layer(w, spec, moments(x[:100])).dequantize()
+    assert other.errors(fitted).sum() < other.errors(plain).sum()
+
+
+def test_a_rotation_is_taken_back():
+    x = inputs()
+    turned = rotation(160, 128)
+    np.testing.assert_allclose(turned.back(turned.rows(x)), x, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("fields", FIELDS.values(), ids=FIELDS)
 def test_scales_are_of_the_type_asked_for(fields):
     x, w = inputs(), weight()

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from onnx_bitnet.frontier import Option, frontier, hull, within
+from onnx_bitnet.frontier import Option, frontier, hull, uniform, within
 
 
 def layers(seed: int, count: int = 4, options: int = 4) -> list[list[Option]]:
@@ -64,3 +64,14 @@ def test_options_that_are_larger_and_worse_are_never_taken():
         3,
         0,
     ]
+
+
+def test_a_uniform_choice_is_one_that_all_layers_have():
+    first = [Option("a", 1, 3.0, 5.0), Option("b", 2, 1.0, 7.0), Option("float", 9, 0.0, 9.0)]
+    second = [Option("b", 4, 2.0, 1.0), Option("float", 8, 0.0, 2.0)]
+    found = uniform([first, second])
+    assert [(point.options, point.nbytes, point.loss, point.time) for point in found] == [
+        ((1, 0), 6, 3.0, 8.0),
+        ((2, 1), 17, 0.0, 11.0),
+    ]
+    assert uniform([]) == []

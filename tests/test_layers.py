@@ -15,7 +15,7 @@ STACK = [
     ["scales", "activations", "grids", "rotation"],
     ["compensate"],
     ["quantize", "ranges"],
-    ["nbits", "floats"],
+    ["nbits", "floats", "speed"],
     ["rewrite", "runtime", "torch", "weights"],
     ["sources", "feeds", "inputs", "padding", "random_feeds", "replay"],
     [
@@ -38,7 +38,7 @@ STACK = [
     ["steps"],
     ["convert", "inspection", "doctor", "bench", "decoder"],
     ["validation", "validate", "html_report"],
-    ["simulation", "candidates", "frontier"],
+    ["goals", "samples", "simulation", "probe", "candidates", "frontier"],
     ["search"],
     ["planner"],
     ["tables"],

@@ -91,7 +91,72 @@ def test_enough_batches_are_held_apart_to_measure_on(model, data, tmp_path):
     batches = [*data, {"x": data[0]["x"][::-1].copy()}, {"x": -data[1]["x"]}]
     report = bn.convert(model, tmp_path / "out.onnx", {"min_cosine": 0.98}, data=batches)
     assert bn.validate(model, tmp_path / "out.onnx", batches[2:3]).passes(min_cosine=0.98)
-    assert "every fourth batch, which was not rounded by" in report.notes[0]
+    assert "on every fourth batch, rounded by the others" in report.notes[0]
+    assert bn.validate(model, tmp_path / "out.onnx", batches).passes(min_cosine=0.98)
+
+
+def test_a_metric_of_the_user_s_is_reached(model, data, tmp_path):
+    exact = []
+
+    def nearness(_, outputs):
+        """How near the outputs come to the first that it is shown, which are the float model's."""
+        values = np.concatenate([batch["d.y"] for batch in outputs])
+        exact.append(values)
+        return 1 - float(np.linalg.norm(values - exact[0]) / np.linalg.norm(exact[0]))
+
+    sizes = []
+    for least in (0.8, 0.98):
+        exact.clear()
+        path = tmp_path / f"{least}.onnx"
+        report = bn.convert(model, path, {"min_metric": least}, data=data, metric=nearness)
+        assert bn.validate(model, path, data, metric=nearness).passes(min_metric=least)
+        sizes.append(report.output_bytes)
+    assert sizes[0] < sizes[1]
+
+
+def test_a_metric_and_its_value_go_together(model, data):
+    def metric(*_):
+        return 1.0
+
+    with pytest.raises(RecipeError, match="min_metric and metric go together"):
+        bn.plan(model, {"min_metric": 0.9}, data=data)
+    with pytest.raises(RecipeError, match="min_metric and metric go together"):
+        bn.plan(model, {"min_cosine": 0.9}, data=data, metric=metric)
+    with pytest.raises(RecipeError, match="min_metric needs data"):
+        bn.plan(model, {"min_metric": 0.9}, metric=metric)
+
+
+def test_activations_get_eight_bits_where_that_costs_little(model, data):
+    """A goal that lossy weights reach leaves room for them; one that wants all but everything does not."""
+    bits = [
+        {layer.activation_bits for layer in bn.plan(model, {"min_cosine": goal}, data=data).converted}
+        for goal in (0.98, 0.999999)
+    ]
+    assert 8 in bits[0]
+    assert 16 in bits[1]
+    given = bn.plan(model, {"min_cosine": 0.98, "activation_bits": 16}, data=data).converted
+    assert {layer.activation_bits for layer in given} == {16}
+
+
+def test_the_frontier_says_what_time_each_choice_takes(model, data):
+    points = bn.plan(model, {"min_cosine": 0.98}, data=data).frontier
+    assert points[-1].time == 1
+    assert 0 < points[0].time < 0.5
+
+
+def test_padding_counts_where_goals_count_it(model, data, tmp_path):
+    """Goals are about all rows of an output; if it has one for each token, padding is among them."""
+    proto = onnx.load(model)
+    for value in (proto.graph.input[0], proto.graph.output[0]):
+        width = value.type.tensor_type.shape.dim[1].dim_value
+        del value.type.tensor_type.shape.dim[:]
+        for size in ("batch", "sequence", width):
+            dim = value.type.tensor_type.shape.dim.add()
+            setattr(dim, "dim_param" if isinstance(size, str) else "dim_value", size)
+    onnx.save(proto, tmp_path / "tokens.onnx")
+    batches = [{"x": batch["x"][None]} for batch in data]
+    assert bn.plan(tmp_path / "tokens.onnx", {"min_cosine": 0.9}, data=batches).recipe["mask"] == "none"
+    assert bn.plan(model, {"min_cosine": 0.9}, data=data).recipe["mask"] == "attention_mask"
 
 
 def test_what_the_planner_rotates_and_fits_is_its_own_choice(model, data):

@@ -13,7 +13,7 @@ import pytest
 from rewrite.graphs import ROADS, K, N, W, build, ternary
 from rewrite.steps import find, find_one
 
-from onnx_bitnet.convert import convert
+from onnx_bitnet import convert
 from onnx_bitnet.errors import EvaluationError, ModelError
 from onnx_bitnet.report import Reason
 from onnx_bitnet.rewrite.constants import Constant
