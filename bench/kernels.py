@@ -79,6 +79,9 @@ def weights(form: str, n: int, k: int) -> tuple[np.ndarray, np.ndarray]:
     if form == "i2s":
         codes = rng.integers(0, 3, (n, k), np.uint8)
         return _native.panels(reference.pack_i2s(codes), k, 0)[0], codes
+    if form == "t5":
+        panels, codes = weights("i2s", n, k)
+        return _native.squeezed(panels, n, k), codes
     bits = int(form[1])
     powers = [4**place for place in reversed(range(bits // 2))]
     codes = rng.integers(0, 2**bits, (n, k), np.uint8)

@@ -36,6 +36,11 @@ static int bn_cpu_has_avx512vnni(void)
     return bn_cpu_has_avx512() && has_all(cpuid(7, 0).c, BN_BIT(11));
 }
 
+static int bn_cpu_has_avx512vbmi(void)
+{
+    return bn_cpu_has_avx512vnni() && has_all(cpuid(7, 0).c, BN_BIT(1));
+}
+
 #else
 
 static int bn_cpu_has_avx2(void)
@@ -54,6 +59,11 @@ static int bn_cpu_has_avx512(void)
 }
 
 static int bn_cpu_has_avx512vnni(void)
+{
+    return 0;
+}
+
+static int bn_cpu_has_avx512vbmi(void)
 {
     return 0;
 }

@@ -15,17 +15,28 @@
 #endif
 
 /* dot: acc[row][g][output] = sum of code * q over the inputs of group g, exact; there are kernels
- * for codes of 2 bits (i2s), 4 (w4) and 8 (w8).
+ * for codes of 2 bits (i2s), 4 (w4) and 8 (w8), and for ternary ones of 1.6 (t5).
  * `steps` may cover a part of a row that starts at a group; the last group may be shorter. */
 typedef struct {
-    const uint8_t *panel; /* (steps, panels, 32 * bits) one super-panel of one plane */
+    const uint8_t *panel; /* (steps, panels, 32 * bits) one super-panel of one plane; of t5
+                             (bn_t5_vectors of each group, panels, 64) */
     const int8_t *q;      /* (rows, q_stride) of which (rows, 16 * steps) are used */
     int32_t *acc;         /* (rows, ceil(steps / group_steps), 64), written up to 16 * panels */
     size_t q_stride, rows;
     size_t panels; /* 1 to 4 */
     size_t steps, group_steps;
+    const uint8_t *next; /* what comes from memory after this panel and may be asked for meanwhile; NULL:
+                            what lies behind it */
 } bn_dot_args;
 typedef void bn_dot_fn(const bn_dot_args *a);
+
+/* expand: a super-panel of t5 with one group becomes one of i2s. */
+typedef struct {
+    const uint8_t *from; /* (bn_t5_vectors(steps), panels, 64) */
+    uint8_t *to;         /* (steps, panels, 64) */
+    size_t panels, steps;
+} bn_expand_args;
+typedef void bn_expand_fn(const bn_expand_args *a);
 
 /* tiles: takes the thread's tile registers (AMX), which others on it use, too, before calls of dot,
  * and gives them back as they were afterwards; nothing where dot needs none. */

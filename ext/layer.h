@@ -15,7 +15,8 @@ struct bn_matmul {
     bn_groups groups;
     int bits, code_bits; /* of activations, and of codes in panels */
     float step;
-    const uint8_t *panels;   /* planes of bn_panel_bytes each */
+    size_t column;           /* bytes of 16 outputs of a plane in panels */
+    const uint8_t *panels;   /* planes of 16 outputs after 16 (layout.h) */
     const float *scale;      /* (planes, super-panels, groups, 64) */
     const float *zero_point; /* the same shape, or NULL: all are zero */
     int32_t zero;
@@ -23,7 +24,9 @@ struct bn_matmul {
     const float *bias;       /* (super-panels, 64) */
     bn_shared *held[BN_TABLES]; /* what these point into */
     size_t pace; /* rows that dot multiplies in the time of one with AVX512-VNNI */
-    bn_dot_fn *dot;
+    bn_dot_fn *dot;          /* for panels as they are */
+    bn_expand_fn *expand;    /* makes i2s of those of t5; NULL where they are not t5 */
+    bn_dot_fn *dot_expanded; /* for these */
     bn_tiles_fn *tiles;
     bn_dotf_fn *dotf;
     bn_actq_fn *actq;

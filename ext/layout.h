@@ -25,6 +25,13 @@
  *     w8, vector v       bits 7..0
  *     byte 4i + j        4v + j
  *
+ * Ternary codes also fit in 1.6 bits (t5): five steps of a panel, v[0] .. v[4], take the room of four,
+ *
+ *     t5, vector r       c0 + 3 c1 + 9 c2 + 27 c3 + 85 t
+ *     of 0..3            c0 .. c3 the fields of v[r] from the lowest on, t field r of v[4]
+ *
+ * at the same byte; the steps of a group that are left, fewer than five, stay as they are.
+ *
  * A file with the layout `panel` holds those of 2 bits, its last super-panel filled up to 64 outputs.
  *
  * Inputs that share a scale are a group.  Every group starts at a step: its inputs are padded to a
@@ -106,16 +113,28 @@ static inline size_t bn_step_bytes(int bits)
     return (size_t)bits / 2 * BN_VECTOR;
 }
 
+/* Vectors that the steps of a group take side by side in t5. */
+static inline size_t bn_t5_vectors(size_t steps)
+{
+    return steps - steps / 5;
+}
+
+/* Bytes of 16 outputs of a plane. */
+static inline size_t bn_column_bytes(const bn_groups *g, int bits)
+{
+    return g->padded / BN_STEP * bn_step_bytes(bits);
+}
+
 /* Bytes of the panels of one plane. */
 static inline size_t bn_panel_bytes(size_t n, const bn_groups *g, int bits)
 {
-    return bn_round_up(n, BN_PANEL) / BN_PANEL * (g->padded / BN_STEP) * bn_step_bytes(bits);
+    return bn_round_up(n, BN_PANEL) / BN_PANEL * bn_column_bytes(g, bits);
 }
 
 /* Where super-panel `index` of a plane begins: all before it are full. */
 static inline size_t bn_super_offset(size_t index, const bn_groups *g, int bits)
 {
-    return index * (g->padded / BN_STEP) * (BN_SUPER / BN_PANEL) * bn_step_bytes(bits);
+    return index * (BN_SUPER / BN_PANEL) * bn_column_bytes(g, bits);
 }
 
 #endif

@@ -10,8 +10,14 @@
 #include "layer.h"
 #include "merge.h"
 #include "panel.h"
+#include "t5.h"
 
 static const char no_memory[] = "out of memory for the packed weights";
+
+static bn_any_fn *find(const char *op, const char *format, uint32_t isas)
+{
+    return bn_find(op, format, isas)->fn; /* every op has a scalar kernel, and isas has scalar */
+}
 
 static const char *check(const bn_matmul_desc *d)
 {
@@ -217,6 +223,41 @@ static const char *fill(bn_matmul *layer, const bn_matmul_desc *d, const bn_merg
     return reason ? reason : fill_panels(layer, d, merge, isas);
 }
 
+/* Last-level caches hold 16 to 96 MB where cores have one to themselves or among a few.  Where many share
+ * more, it is hardly faster than memory. */
+enum { CACHE_BYTES = 32 << 20 };
+
+bool bn_layers_stream(void)
+{
+    size_t pieces, bytes;
+
+    bn_shared_totals(&pieces, &bytes);
+    return bytes > CACHE_BYTES;
+}
+
+/* Five ternary codes in a byte, where a kernel multiplies them as fast as memory gives them, and unless
+ * others hold the same panels already.  AMX multiplies many rows so fast that to expand first would cost
+ * some 10 %; whether one row gains as much there was never measured. */
+static void squeeze(bn_matmul *layer, uint32_t isas)
+{
+    const bn_groups *g = &layer->groups;
+    bn_shared *panels = layer->held[BN_PANELS];
+
+    if (!panels || layer->code_bits != 2 || layer->parts == 0 || layer->planes > 1 || g->count > 1 ||
+        bn_find("dot", "t5", isas)->isa == BN_ISA_scalar ||
+        bn_find("dot", "i2s", isas)->isa == BN_ISA_amx || bn_is_shared(panels)) {
+        return;
+    }
+    const size_t bytes = bn_squeeze_panels(bn_shared_bytes(panels), layer->n, g);
+    if (bytes > 0) {
+        bn_shared_cut(panels, bytes);
+        layer->column = bn_t5_vectors(g->padded / BN_STEP) * BN_VECTOR;
+        layer->dot_expanded = layer->dot;
+        layer->dot = (bn_dot_fn *)find("dot", "t5", isas);
+        layer->expand = (bn_expand_fn *)find("expand", "t5", isas);
+    }
+}
+
 /* From here on nothing of the layer is written, and equal layers hold the same. */
 static void share(bn_matmul *layer)
 {
@@ -241,11 +282,6 @@ static size_t find_pace(const char *format, uint32_t isas)
     return bn_find("dot", format, isas)->isa == BN_ISA_amx ? 5 : 1;
 }
 
-static bn_any_fn *find(const char *op, const char *format, uint32_t isas)
-{
-    return bn_find(op, format, isas)->fn; /* every op has a scalar kernel, and isas has scalar */
-}
-
 const char *bn_matmul_create(const bn_matmul_desc *desc, uint32_t isas, bn_matmul **out)
 {
     const char *reason = check(desc);
@@ -265,6 +301,7 @@ const char *bn_matmul_create(const bn_matmul_desc *desc, uint32_t isas, bn_matmu
     layer->code_bits = merge.bits;
     layer->parts = desc->activation_bits == 32 ? 0 : (size_t)desc->activation_bits / 8;
     layer->groups = bn_make_groups(desc->k, desc->block_size);
+    layer->column = bn_column_bytes(&layer->groups, layer->code_bits);
     layer->bits = desc->activation_bits;
     layer->step = desc->activation_scale;
 
@@ -282,6 +319,9 @@ const char *bn_matmul_create(const bn_matmul_desc *desc, uint32_t isas, bn_matmu
     if (reason) {
         bn_matmul_destroy(layer);
         return reason;
+    }
+    if (desc->streams) {
+        squeeze(layer, isas);
     }
     share(layer);
     *out = layer;

@@ -126,6 +126,15 @@ void bn_pages_give(bn_region **regions, void *memory, size_t bytes, bn_region *f
     }
 }
 
+void bn_pages_cut(void *memory, size_t bytes, size_t kept, bn_region *from)
+{
+    const size_t end = from ? (size_t)((char *)memory - from->memory) + bn_round_up(bytes, BN_VECTOR) : 0;
+
+    if (from && end == from->used) { /* the next piece begins there */
+        from->used = end - bn_round_up(bytes, BN_VECTOR) + bn_round_up(kept, BN_VECTOR);
+    }
+}
+
 #else
 
 void *bn_pages_take(bn_region **regions, size_t bytes, bn_region **from)
@@ -138,6 +147,11 @@ void *bn_pages_take(bn_region **regions, size_t bytes, bn_region **from)
 #else
     return aligned_alloc(BN_VECTOR, size);
 #endif
+}
+
+void bn_pages_cut(void *memory, size_t bytes, size_t kept, bn_region *from)
+{
+    (void)memory, (void)bytes, (void)kept, (void)from;
 }
 
 void bn_pages_give(bn_region **regions, void *memory, size_t bytes, bn_region *from)

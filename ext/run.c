@@ -12,6 +12,9 @@
 /* Rows of activations handled at once: their products fit the stack and the first-level cache. */
 enum { ROW_BLOCK = 32, ACC_BLOCKS = 128 };
 
+/* Rows of int8 that the kernel of t5 multiplies while it decodes, at most. */
+enum { FEW_ROWS = 4 };
+
 /* One call of bn_matmul_run: the rows as the kernels want them, and how the work is split. */
 typedef struct {
     const bn_matmul *layer;
@@ -93,6 +96,8 @@ static void prepare(void *arg, size_t index)
 /* What multiply() is about to add to y (rows, 64): some groups of one plane of one super-panel. */
 typedef struct {
     size_t super, plane, row, rows, group, groups;
+    const uint8_t *expanded; /* the super-panel as i2s, where the layer's is not; or NULL */
+    const uint8_t *next;     /* then the layer's next super-panel */
 } block;
 
 /* Where a block's data is. */
@@ -103,6 +108,12 @@ typedef struct {
     size_t steps;
     size_t table; /* offset into scale, zero_point and code_sum */
 } place;
+
+static const uint8_t *super_panel(const bn_matmul *layer, size_t plane, size_t super)
+{
+    const size_t panels = bn_round_up(layer->n, BN_PANEL) / BN_PANEL;
+    return layer->panels + (plane * panels + super * (BN_SUPER / BN_PANEL)) * layer->column;
+}
 
 static place locate(const bn_matmul *layer, const block *b)
 {
@@ -115,8 +126,7 @@ static place locate(const bn_matmul *layer, const block *b)
     p.width = bn_super_width(layer->n, b->super);
     p.column = column;
     p.steps = (end - column) / BN_STEP;
-    p.panel = layer->panels + b->plane * bn_panel_bytes(layer->n, g, layer->code_bits) +
-              bn_super_offset(b->super, g, layer->code_bits) +
+    p.panel = super_panel(layer, b->plane, b->super) +
               column / BN_STEP * p.width * bn_step_bytes(layer->code_bits);
     p.table = bn_table_offset(layer, b->plane, b->super) + b->group * BN_SUPER;
     return p;
@@ -146,8 +156,8 @@ static void add_integer(const call *c, const block *b, float *y)
     for (size_t i = 0; i < b->rows; i++) {
         ones[i] = 1.0f;
     }
-    layer->dot(&(bn_dot_args){
-        .panel = p.panel,
+    (b->expanded ? layer->dot_expanded : layer->dot)(&(bn_dot_args){
+        .panel = b->expanded ? b->expanded : p.panel,
         .q = c->q + b->row * layer->parts * g->padded + p.column,
         .acc = acc,
         .q_stride = g->padded,
@@ -155,6 +165,7 @@ static void add_integer(const call *c, const block *b, float *y)
         .panels = p.width,
         .steps = p.steps,
         .group_steps = g->stride / BN_STEP,
+        .next = b->next,
     });
     layer->scale_acc(&(bn_scale_args){
         .acc = acc,
@@ -251,16 +262,15 @@ static void finish_float(const call *c, const block *b, float *y)
 }
 
 /* One super-panel, at most ROW_BLOCK rows. */
-static void multiply_block(const call *c, size_t super, size_t row, size_t rows)
+static void multiply_block(const call *c, block b)
 {
     const bn_matmul *layer = c->layer;
-    const size_t acc_rows = rows * (layer->parts ? layer->parts : 1);
+    const size_t acc_rows = b.rows * (layer->parts ? layer->parts : 1);
     const size_t most = ACC_BLOCKS / acc_rows;
     float y[ROW_BLOCK * BN_SUPER];
-    block b = {.super = super, .row = row, .rows = rows};
 
     if (!layer->parts) {
-        memset(y, 0, rows * BN_SUPER * sizeof *y);
+        memset(y, 0, b.rows * BN_SUPER * sizeof *y);
     }
     for (b.plane = 0; b.plane < layer->planes; b.plane++) {
         for (b.group = 0; b.group < layer->groups.count; b.group += b.groups) {
@@ -291,6 +301,31 @@ static size_t block_rows(size_t left)
     return left < ROW_BLOCK ? left : ROW_BLOCK;
 }
 
+/* Whether a super-panel of t5 becomes one of i2s for this many rows; else, as where there is no memory for
+ * it, the kernel decodes it for every few of them. */
+static int expands(const bn_matmul *layer, size_t rows)
+{
+    return layer->expand && rows * layer->parts > FEW_ROWS;
+}
+
+static size_t expanded_bytes(const bn_matmul *layer)
+{
+    return layer->groups.padded / BN_STEP * (BN_SUPER / BN_PANEL) * BN_VECTOR + BN_VECTOR;
+}
+
+static const uint8_t *expand(const bn_matmul *layer, size_t super, uint8_t *memory)
+{
+    uint8_t *to = memory + BN_VECTOR - (uintptr_t)memory % BN_VECTOR;
+
+    layer->expand(&(bn_expand_args){
+        .from = super_panel(layer, 0, super),
+        .to = to,
+        .panels = bn_super_width(layer->n, super),
+        .steps = layer->groups.padded / BN_STEP,
+    });
+    return to;
+}
+
 static void multiply(void *arg, size_t index)
 {
     const call *c = arg;
@@ -300,16 +335,23 @@ static void multiply(void *arg, size_t index)
     const size_t last_super = first_super + c->task_supers;
     const size_t end = first_row + c->task_rows < c->m ? first_row + c->task_rows : c->m;
     bn_tiles_args tiles = {.back = 0};
+    uint8_t *memory = expands(c->layer, end - first_row) ? malloc(expanded_bytes(c->layer)) : NULL;
+    block b = {.expanded = NULL};
 
     c->layer->tiles(&tiles);
-    for (size_t super = first_super; super < last_super && super < supers; super++) {
-        for (size_t row = first_row, rows; row < end; row += rows) {
-            rows = block_rows(end - row);
-            multiply_block(c, super, row, rows);
+    for (b.super = first_super; b.super < last_super && b.super < supers; b.super++) {
+        if (memory) {
+            b.expanded = expand(c->layer, b.super, memory);
+            b.next = super_panel(c->layer, 0, b.super + 1);
+        }
+        for (b.row = first_row; b.row < end; b.row += b.rows) {
+            b.rows = block_rows(end - b.row);
+            multiply_block(c, b);
         }
     }
     tiles.back = 1;
     c->layer->tiles(&tiles);
+    free(memory);
 }
 
 /* ---- splitting the work ---------------------------------------------------------------------- */
@@ -324,13 +366,15 @@ static size_t estimate_ns(const bn_matmul *layer, size_t rows)
 }
 
 enum { INLINE_NS = 20000, TASK_NS = 8000, ROW_TASK_NS = 25000, PREPARE_VALUES = 1 << 15 };
+enum { EXPANDING_NS = 8 * ROW_TASK_NS }; /* fewer tasks expand the same super-panel */
 
 static void split(call *c)
 {
     const bn_matmul *layer = c->layer;
     const size_t supers = bn_super_panels(layer->n);
     const size_t per_row = (estimate_ns(layer, ROW_BLOCK) + ROW_BLOCK - 1) / ROW_BLOCK;
-    const size_t rows = bn_round_up(ROW_TASK_NS / per_row + 1, ROW_BLOCK);
+    const size_t most = (layer->expand ? EXPANDING_NS : ROW_TASK_NS) / per_row + 1;
+    const size_t rows = bn_round_up(most, ROW_BLOCK);
 
     c->task_rows = rows < c->m ? rows : c->m;
     c->row_tasks = (c->m - 1) / c->task_rows + 1;

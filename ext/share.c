@@ -83,17 +83,25 @@ static void discard(bn_shared *shared)
     free(shared);
 }
 
+/* Who holds the same bytes, or NULL; with the lock held. */
+static bn_shared *find(const bn_shared *filled, uint64_t hash)
+{
+    bn_shared *found = table.chains[hash % CHAINS];
+
+    while (found && (found->hash != hash || found->size != filled->size ||
+                     memcmp(found->bytes, filled->bytes, filled->size) != 0)) {
+        found = found->next;
+    }
+    return found;
+}
+
 bn_shared *bn_share(bn_shared *filled)
 {
     filled->hash = hash_of(filled->bytes, filled->size);
     bn_shared **chain = &table.chains[filled->hash % CHAINS];
 
     bn_lock_take(&table.lock);
-    bn_shared *found = *chain;
-    while (found && (found->hash != filled->hash || found->size != filled->size ||
-                     memcmp(found->bytes, filled->bytes, filled->size) != 0)) {
-        found = found->next;
-    }
+    bn_shared *found = find(filled, filled->hash);
     if (found) {
         discard(filled);
     } else {
@@ -104,6 +112,25 @@ bn_shared *bn_share(bn_shared *filled)
     found->users++;
     bn_lock_give(&table.lock);
     return found;
+}
+
+bool bn_is_shared(const bn_shared *filled)
+{
+    const uint64_t hash = hash_of(filled->bytes, filled->size);
+
+    bn_lock_take(&table.lock);
+    const bool found = find(filled, hash) != NULL;
+    bn_lock_give(&table.lock);
+    return found;
+}
+
+void bn_shared_cut(bn_shared *filled, size_t bytes)
+{
+    bn_lock_take(&table.lock);
+    bn_pages_cut(filled->bytes, filled->size, bytes, filled->region);
+    table.bytes -= filled->size - bytes;
+    filled->size = bytes;
+    bn_lock_give(&table.lock);
 }
 
 void bn_shared_release(bn_shared *shared)

@@ -32,6 +32,7 @@ cdef extern from "layout.h" nogil:
     size_t bn_super_panels(size_t n)
     size_t bn_panel_bytes(size_t n, const bn_groups *groups, int bits)
     size_t bn_step_bytes(int bits)
+    size_t bn_t5_vectors(size_t steps)
 
 cdef extern from "formats.h" nogil:
     int BN_FORMAT_COUNT
@@ -61,6 +62,9 @@ cdef extern from "panel.h" nogil:
         uint32_t isas
         bn_threads threads
     const char *bn_panel_build(const bn_panel_source *source, uint8_t *panels, int32_t *code_sum)
+
+cdef extern from "t5.h" nogil:
+    size_t bn_squeeze_panels(uint8_t *panels, size_t n, const bn_groups *groups)
 
 cdef extern from "share.h" nogil:
     void bn_shared_totals(size_t *pieces, size_t *bytes)
@@ -182,6 +186,11 @@ cdef extern from "kernel.h" nogil:
         uint8_t *panel
         size_t row_stride, panels, steps
     ctypedef void bn_panel_fn(const bn_panel_args *)
+    ctypedef struct bn_expand_args:
+        const uint8_t *from_ "from"
+        uint8_t *to
+        size_t panels, steps
+    ctypedef void bn_expand_fn(const bn_expand_args *)
 
 cdef extern from "matmul.h" nogil:
     ctypedef struct bn_matmul:
@@ -200,7 +209,9 @@ cdef extern from "matmul.h" nogil:
         const float *bias
         int activation_bits
         float activation_scale
+        bint streams
         bn_threads threads
+    bint bn_layers_stream()
     const char *bn_matmul_create(const bn_matmul_desc *desc, uint32_t isas, bn_matmul **layer)
     const char *bn_matmul_run(
         const bn_matmul *layer,

@@ -293,6 +293,46 @@ def panel(const uint8_t[:, ::1] rows, uint8_t[::1] out, *, isa):
         fn(&args)
 
 
+def squeezed(panels, size_t n, size_t k, size_t block_size=0):
+    """Return panels (bytes,) of i2s as those of t5, see ext/t5.h, or None if a code is 3.
+
+    Args:
+        panels: uint8 (bytes,), what `panels` returns for these n, k and block_size.
+        n: outputs.
+        k: inputs.
+        block_size: inputs that share a scale; 0 means all of k.
+    """
+    _require(n > 0 and k > 0, "N and K must be at least 1")
+    cdef bn_groups groups = bn_make_groups(k, block_size)
+    out = np.array(panels, np.uint8)
+    _require(out.shape == (bn_panel_bytes(n, &groups, 2),), "panels have another size")
+    cdef uint8_t[::1] squeezed = out
+    cdef size_t nbytes
+    with nogil:
+        nbytes = bn_squeeze_panels(&squeezed[0], n, &groups)
+    return out[:nbytes].copy() if nbytes else None
+
+
+def expand(const uint8_t[::1] panel, uint8_t[::1] out, *, size_t panels, isa):
+    """Run the kernel `expand t5` of one instruction set on one super-panel of one group.
+
+    Args:
+        panel: (vectors * panels * 64,) bytes of t5.
+        out: out (steps * panels * 64,) bytes of i2s.
+        panels: vectors side by side, 1 to 4.
+        isa: name of the kernel's instruction set.
+    """
+    _require(1 <= panels <= 4 and out.shape[0] % (panels * BN_VECTOR) == 0, "out must hold whole steps")
+    cdef size_t steps = out.shape[0] // (panels * BN_VECTOR)
+    needed = bn_t5_vectors(steps) * panels * BN_VECTOR
+    _require(steps > 0 and panel.shape[0] == needed, f"{steps} steps need {needed} bytes of t5")
+    cdef bn_expand_fn *fn = <bn_expand_fn *>_kernel("expand", "t5", isa)
+    cdef bn_expand_args args
+    args.from_, args.to, args.panels, args.steps = &panel[0], &out[0], panels, steps
+    with nogil:
+        fn(&args)
+
+
 def shared_totals():
     """Return how many pieces of memory the layers of this module hold, and their bytes, see ext/share.h."""
     cdef size_t pieces, nbytes
@@ -316,16 +356,16 @@ def dot(
     """Run the kernel `dot` of one format and instruction set on one super-panel of one plane.
 
     Args:
-        panel: (steps * panels * 32 * bits,) bytes.
+        panel: (steps * panels * 32 * bits,) bytes; of t5 (vectors * panels * 64,), 4 vectors for 5 steps.
         q: (rows, 16 * steps).
         acc: out (rows, groups, 64).
         panels: vectors side by side, 1 to 4.
         group_steps: steps in a group; the last may have fewer.
         isa: name of the kernel's instruction set.
-        format: i2s, w4 or w8, codes of 2, 4 or 8 bits.
+        format: i2s, w4 or w8, codes of 2, 4 or 8 bits, or t5, ternary ones of 1.6.
     """
     cdef size_t steps = q.shape[1] // BN_STEP
-    _check_dot(panel.shape[0], q.shape[0], q.shape[1], acc.shape, panels, group_steps, _CODE_BITS[format])
+    _check_dot(panel.shape[0], q.shape[0], q.shape[1], acc.shape, panels, group_steps, format)
     cdef bytes name = format.encode()
     cdef bn_dot_fn *fn = <bn_dot_fn *>_kernel("dot", name, isa)
     cdef bn_dot_args args
@@ -353,7 +393,7 @@ def dotf(
 ):
     """Run the kernel `dotf i2s` of one instruction set: `dot` with float32 rows, sums of (code - 1) * x."""
     cdef size_t steps = x.shape[1] // BN_STEP
-    _check_dot(panel.shape[0], x.shape[0], x.shape[1], acc.shape, panels, group_steps, 2)
+    _check_dot(panel.shape[0], x.shape[0], x.shape[1], acc.shape, panels, group_steps, "i2s")
     cdef bn_dotf_fn *fn = <bn_dotf_fn *>_kernel("dotf", "i2s", isa)
     cdef bn_dotf_args args
     args.panel, args.x, args.acc = &panel[0], &x[0, 0], &acc[0, 0, 0]
@@ -363,13 +403,18 @@ def dotf(
         fn(&args)
 
 
-def _check_dot(panel_bytes, rows, columns, acc_shape, panels, group_steps, bits):
+def _check_dot(panel_bytes, rows, columns, acc_shape, panels, group_steps, format):
     steps = columns // BN_STEP
     _require(rows > 0 and steps > 0 and columns % BN_STEP == 0, "rows must be a positive multiple of 16 long")
     _require(1 <= panels <= 4 and group_steps > 0, "panels must be 1 to 4 and group_steps at least 1")
-    needed = steps * panels * bn_step_bytes(bits)
-    _require(panel_bytes == needed, f"panel has {panel_bytes} bytes, {steps} steps need {needed}")
     groups = -(-steps // group_steps)
+    if format == "t5":
+        last = steps - (groups - 1) * group_steps
+        vectors = (groups - 1) * bn_t5_vectors(group_steps) + bn_t5_vectors(last)
+        needed = vectors * panels * BN_VECTOR
+    else:
+        needed = steps * panels * bn_step_bytes(_CODE_BITS[format])
+    _require(panel_bytes == needed, f"panel has {panel_bytes} bytes, {steps} steps need {needed}")
     _require(tuple(acc_shape[:3]) == (rows, groups, BN_SUPER), f"acc must be ({rows}, {groups}, 64)")
 
 
@@ -653,6 +698,7 @@ cdef class MatMul:
         activation_bits: 8, 16, or 32 for float activations.
         activation_scale: step of static quantization, 0 for dynamic.
         isa: strongest instruction set that may be used; None for what ONNX_BITNET_ISA says.
+        streams: whether the weight comes from memory at each call; None if layers fill the cache already.
 
     Raises:
         ValueError: a shape or value does not fit, said in one line.
@@ -674,6 +720,7 @@ cdef class MatMul:
         activation_bits=8,
         activation_scale=0.0,
         isa=None,
+        streams=None,
     ):
         _require(weight.ndim == 3 and weight.dtype == np.uint8, "weight must be uint8 (P, N, row_bytes)")
         cdef bn_format layout = _format(format)
@@ -711,6 +758,7 @@ cdef class MatMul:
         if b is not None:
             desc.bias = &b[0]
         desc.activation_bits, desc.activation_scale = activation_bits, activation_scale
+        desc.streams = bn_layers_stream() if streams is None else streams
         desc.threads.run = NULL
         with nogil:
             reason = bn_matmul_create(&desc, allowed, &self.layer)

@@ -52,6 +52,14 @@ class Case:
     ratio: tuple[int, ...] = ()  # of the scales of all planes, which are then merged
 
 
+def squeezed_cases() -> Iterator[Case]:
+    """Yield ternary layers whose panels hold five codes in a byte, and some steps that are left."""
+    for bits in (8, 16):
+        for m in (1, 2, 3, 4, 5, 40):
+            yield Case(100 + 16 * (m % 4), 80 + 30 * m, m, bits, form="t5")
+            yield Case(70, 560, m, bits, form="tl1", half=True)
+
+
 def cases() -> Iterator[Case]:
     """Yield layers around the edges of steps, panels, super-panels, row blocks, groups and 16 bits."""
     affine = (1.0, 1.5, 0.0, -2.25)
@@ -75,6 +83,7 @@ def cases() -> Iterator[Case]:
         yield Case(70, 150, 5, bits, form=form)
         yield Case(33, 100, 2, bits, planes=3, block_size=7, form=form)
         yield Case(100, 2049, 9, bits, block_size=128, form=form)
+    yield from squeezed_cases()
     for bits in (8, 16):
         for ratio in ((4, 1), (3, 1), (64, 16, 4, 1)):
             wide = {"bits": bits, "planes": len(ratio), "ratio": ratio}

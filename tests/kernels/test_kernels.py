@@ -45,7 +45,7 @@ def pad_groups(array: np.ndarray, block_size: int) -> np.ndarray:
     return np.ascontiguousarray(np.concatenate(padded, axis=-1))
 
 
-TOP = {"i2s": 3, "w4": 15, "w8": 255}  # the largest code
+TOP = {"i2s": 3, "t5": 2, "w4": 15, "w8": 255}  # the largest code
 
 
 def pack_panels(form: str, codes: np.ndarray, block_size: int) -> np.ndarray:
@@ -53,6 +53,8 @@ def pack_panels(form: str, codes: np.ndarray, block_size: int) -> np.ndarray:
     k = codes.shape[1]
     if form == "i2s":
         return _native.panels(reference.pack_i2s(codes), k, block_size)[0]
+    if form == "t5":
+        return _native.squeezed(pack_panels("i2s", codes, block_size), *codes.shape, block_size)
     ratio = {"w4": [4, 1], "w8": [64, 16, 4, 1]}[form]
     digits = np.stack([codes // r % 4 for r in ratio])
     return _native.merged_panels(reference.pack_i2s(digits), ratio, k, block_size, bits=int(form[1]))[0]
@@ -69,7 +71,7 @@ def run_dot(
     """Multiply rows x (M, K) with codes (N, K), super-panel by super-panel; return (M, N, groups)."""
     n, k = codes.shape
     panels = pack_panels(kernel.format, codes, block_size)
-    step_bytes = 64 * TOP[kernel.format].bit_length() // 2
+    column = len(panels) // -(-n // 16)
     form = {} if kernel.op == "dotf" else {"format": kernel.format}
     groups = len(reference.group_starts(k, block_size))
     x = guarded(pad_groups(x, block_size))
@@ -77,8 +79,7 @@ def run_dot(
     out = []
     for first in range(0, n, 64):
         width = min(4, -(-(n - first) // 16))
-        offset = first // 16 * x.shape[1] // 16 * step_bytes
-        panel = guarded(panels[offset : offset + x.shape[1] // 16 * width * step_bytes])
+        panel = guarded(panels[first // 16 * column : (first // 16 + width) * column])
         acc = guarded(np.full((x.shape[0], groups, 64), 77, dtype))
         group_steps = -(-min(block_size or k, k) // 16)
         entry(panel, x, acc, panels=width, group_steps=group_steps, isa=kernel.isa, **form)
@@ -127,8 +128,8 @@ def test_dot_equals_reference(kernel: Kernel, guarded: Guarded) -> None:
 @pytest.mark.parametrize("q", [127, -128])
 @pytest.mark.parametrize("below", [0, 1, 2, 3])
 def test_dot_does_not_overflow(kernel: Kernel, guarded: Guarded, below: int, q: int) -> None:
-    code = TOP[kernel.format] - below
-    longest = 2**18 if kernel.format == "i2s" else 2**16
+    code = max(0, TOP[kernel.format] - below)
+    longest = 2**18 if kernel.format in ("i2s", "t5") else 2**16
     for m, n, k in (
         (1, 64, 2049),
         (2, 64, 2049),
@@ -152,6 +153,19 @@ def test_dot_counts_each_input_once(kernel: Kernel, guarded: Guarded) -> None:
     q = np.arange(-24, 24, dtype=np.int8)[None].repeat(5, axis=0)
     got = run_dot(guarded, _native.dot, kernel, codes, q, 0)
     assert np.array_equal(got, expected_dot(codes, q, 0))
+
+
+@every("expand")
+def test_expand_gives_the_panels_before(kernel: Kernel, guarded: Guarded) -> None:
+    rng = np.random.default_rng(0)
+    for k in EDGES:
+        for n in (16, 32, 48, 64):
+            codes = rng.integers(0, 3, (n, k), np.uint8)
+            panel, out = pack_panels("t5", codes, 0), pack_panels("i2s", codes, 0)
+            expected = out.copy()
+            out = guarded(np.full_like(out, 77))
+            _native.expand(guarded(panel), out, panels=n // 16, isa=kernel.isa)
+            assert np.array_equal(out, expected), (n, k)
 
 
 @every("dotf")

@@ -92,6 +92,39 @@ def test_merged_panels_are_as_drawn(
         assert np.array_equal(code_sum[:, g].reshape(-1)[:n], expected)
 
 
+def squeezed_bytes(panels: np.ndarray, n: int, k: int, block_size: int) -> np.ndarray:
+    """Compute panels of t5 from those of i2s by the picture in ext/layout.h."""
+    out = []
+    steps = [-(-min(block_size or k, k - start) // 16) for start in reference.group_starts(k, block_size)]
+    for width in [4] * (n // 64) + [-(-(n % 64) // 16)] * (n % 64 > 0):
+        for count in steps:
+            group, panels = np.split(panels, [count * width * 64])
+            group = group.reshape(count, width * 64)
+            fives, rest = group[: count // 5 * 5].reshape(-1, 5, width * 64), group[count // 5 * 5 :]
+            fields = fives[:, :4, :, None] >> np.array([0, 2, 4, 6], np.uint8) & 3
+            fifth = fives[:, 4:, :] >> np.array([0, 2, 4, 6], np.uint8)[:, None] & 3
+            out.append((fields @ np.array([1, 3, 9, 27], np.uint8) + 85 * fifth).reshape(-1))
+            out.append(rest.reshape(-1))
+    return np.concatenate(out)
+
+
+@pytest.mark.parametrize("block_size", [0, 16, 80, 100])
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (16, 80), (17, 79), (65, 130), (130, 257), (100, 2049)])
+def test_squeezed_panels_are_as_drawn(n: int, k: int, block_size: int) -> None:
+    codes = np.random.default_rng(n * k).integers(0, 3, (n, k), np.uint8)
+    panels, _ = _native.panels(reference.pack_i2s(codes), k, block_size)
+    expected = squeezed_bytes(panels, n, k, block_size)
+    assert np.array_equal(_native.squeezed(panels, n, k, block_size), expected)
+
+
+def test_a_code_of_three_is_not_squeezed() -> None:
+    for place in (0, 100, 6399):
+        codes = np.ones((70, 160), np.uint8)
+        codes.reshape(-1)[place] = 3
+        panels, _ = _native.panels(reference.pack_i2s(codes), 160)
+        assert _native.squeezed(panels, 70, 160) is None
+
+
 @pytest.mark.parametrize("k", [1, 2, 3, 5, 30])
 def test_padding_other_than_one_is_refused(k: int) -> None:
     packed = reference.pack_i2s(np.ones((3, k), np.uint8))
