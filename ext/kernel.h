@@ -25,8 +25,6 @@ typedef struct {
     size_t q_stride, rows;
     size_t panels; /* 1 to 4 */
     size_t steps, group_steps;
-    const uint8_t *next; /* what comes from memory after this panel and may be asked for meanwhile; NULL:
-                            what lies behind it */
 } bn_dot_args;
 typedef void bn_dot_fn(const bn_dot_args *a);
 

@@ -223,21 +223,9 @@ static const char *fill(bn_matmul *layer, const bn_matmul_desc *d, const bn_merg
     return reason ? reason : fill_panels(layer, d, merge, isas);
 }
 
-/* Last-level caches hold 16 to 96 MB where cores have one to themselves or among a few.  Where many share
- * more, it is hardly faster than memory. */
-enum { CACHE_BYTES = 32 << 20 };
-
-bool bn_layers_stream(void)
-{
-    size_t pieces, bytes;
-
-    bn_shared_totals(&pieces, &bytes);
-    return bytes > CACHE_BYTES;
-}
-
-/* Five ternary codes in a byte, where a kernel multiplies them as fast as memory gives them, and unless
- * others hold the same panels already.  AMX multiplies many rows so fast that to expand first would cost
- * some 10 %; whether one row gains as much there was never measured. */
+/* Five ternary codes in a byte, as they are in the file, where a kernel multiplies them as fast as memory
+ * gives them.  AMX multiplies many rows so fast that to expand first would cost some 10 %; whether one
+ * row gains as much there was never measured. */
 static void squeeze(bn_matmul *layer, uint32_t isas)
 {
     const bn_groups *g = &layer->groups;
@@ -245,17 +233,14 @@ static void squeeze(bn_matmul *layer, uint32_t isas)
 
     if (!panels || layer->code_bits != 2 || layer->parts == 0 || layer->planes > 1 || g->count > 1 ||
         bn_find("dot", "t5", isas)->isa == BN_ISA_scalar ||
-        bn_find("dot", "i2s", isas)->isa == BN_ISA_amx || bn_is_shared(panels)) {
+        bn_find("dot", "i2s", isas)->isa == BN_ISA_amx) {
         return;
     }
-    const size_t bytes = bn_squeeze_panels(bn_shared_bytes(panels), layer->n, g);
-    if (bytes > 0) {
-        bn_shared_cut(panels, bytes);
-        layer->column = bn_t5_vectors(g->padded / BN_STEP) * BN_VECTOR;
-        layer->dot_expanded = layer->dot;
-        layer->dot = (bn_dot_fn *)find("dot", "t5", isas);
-        layer->expand = (bn_expand_fn *)find("expand", "t5", isas);
-    }
+    bn_shared_cut(panels, bn_squeeze_panels(bn_shared_bytes(panels), layer->n, g));
+    layer->column = bn_t5_vectors(g->padded / BN_STEP) * BN_VECTOR;
+    layer->dot_expanded = layer->dot;
+    layer->dot = (bn_dot_fn *)find("dot", "t5", isas);
+    layer->expand = (bn_expand_fn *)find("expand", "t5", isas);
 }
 
 /* From here on nothing of the layer is written, and equal layers hold the same. */
@@ -320,7 +305,7 @@ const char *bn_matmul_create(const bn_matmul_desc *desc, uint32_t isas, bn_matmu
         bn_matmul_destroy(layer);
         return reason;
     }
-    if (desc->streams) {
+    if (desc->format == BN_FORMAT_t5) {
         squeeze(layer, isas);
     }
     share(layer);

@@ -30,17 +30,12 @@ typedef struct {
     const float *bias;         /* (n), or NULL for none */
     int activation_bits;       /* 8, 16, or 32 for float activations */
     float activation_scale;    /* step of static quantization; 0 means dynamic, per row */
-    bool streams;              /* the weight comes from memory whenever the layer runs, not from the
-                                  cache: it may be packed denser than is fastest from there */
     bn_threads threads;        /* that share the work of making the layer */
 } bn_matmul_desc;
 
 /* Copies what it needs from desc, so its pointers (but panels) may be freed afterwards.  isas is the set of
  * instruction sets that may be used (cpu.h).  Returns NULL, or the reason why the layer is refused. */
 const char *bn_matmul_create(const bn_matmul_desc *desc, uint32_t isas, bn_matmul **layer);
-
-/* Whether that is to be expected of one more layer: those of this process fill the cache. */
-bool bn_layers_stream(void);
 
 /* x is (m, k), y is (m, n), both dense and of the same type.  Safe to call from several threads at
  * once.  parallel_for may be NULL: then everything runs on the calling thread.

@@ -12,8 +12,9 @@
 /* Rows of activations handled at once: their products fit the stack and the first-level cache. */
 enum { ROW_BLOCK = 32, ACC_BLOCKS = 128 };
 
-/* Rows of int8 that the kernel of t5 multiplies while it decodes, at most. */
-enum { FEW_ROWS = 4 };
+/* Rows of int8 up to which the kernel of t5, which decodes for every four, takes less time than to expand
+ * the super-panel first. */
+enum { FEW_ROWS = 8 };
 
 /* One call of bn_matmul_run: the rows as the kernels want them, and how the work is split. */
 typedef struct {
@@ -97,7 +98,6 @@ static void prepare(void *arg, size_t index)
 typedef struct {
     size_t super, plane, row, rows, group, groups;
     const uint8_t *expanded; /* the super-panel as i2s, where the layer's is not; or NULL */
-    const uint8_t *next;     /* then the layer's next super-panel */
 } block;
 
 /* Where a block's data is. */
@@ -165,7 +165,6 @@ static void add_integer(const call *c, const block *b, float *y)
         .panels = p.width,
         .steps = p.steps,
         .group_steps = g->stride / BN_STEP,
-        .next = b->next,
     });
     layer->scale_acc(&(bn_scale_args){
         .acc = acc,
@@ -301,8 +300,7 @@ static size_t block_rows(size_t left)
     return left < ROW_BLOCK ? left : ROW_BLOCK;
 }
 
-/* Whether a super-panel of t5 becomes one of i2s for this many rows; else, as where there is no memory for
- * it, the kernel decodes it for every few of them. */
+/* Whether a super-panel of t5 becomes one of i2s for this many rows, if there is memory for it. */
 static int expands(const bn_matmul *layer, size_t rows)
 {
     return layer->expand && rows * layer->parts > FEW_ROWS;
@@ -336,14 +334,11 @@ static void multiply(void *arg, size_t index)
     const size_t end = first_row + c->task_rows < c->m ? first_row + c->task_rows : c->m;
     bn_tiles_args tiles = {.back = 0};
     uint8_t *memory = expands(c->layer, end - first_row) ? malloc(expanded_bytes(c->layer)) : NULL;
-    block b = {.expanded = NULL};
+    block b = {0};
 
     c->layer->tiles(&tiles);
     for (b.super = first_super; b.super < last_super && b.super < supers; b.super++) {
-        if (memory) {
-            b.expanded = expand(c->layer, b.super, memory);
-            b.next = super_panel(c->layer, 0, b.super + 1);
-        }
+        b.expanded = memory ? expand(c->layer, b.super, memory) : NULL;
         for (b.row = first_row; b.row < end; b.row += b.rows) {
             b.rows = block_rows(end - b.row);
             multiply_block(c, b);

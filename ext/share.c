@@ -83,25 +83,17 @@ static void discard(bn_shared *shared)
     free(shared);
 }
 
-/* Who holds the same bytes, or NULL; with the lock held. */
-static bn_shared *find(const bn_shared *filled, uint64_t hash)
-{
-    bn_shared *found = table.chains[hash % CHAINS];
-
-    while (found && (found->hash != hash || found->size != filled->size ||
-                     memcmp(found->bytes, filled->bytes, filled->size) != 0)) {
-        found = found->next;
-    }
-    return found;
-}
-
 bn_shared *bn_share(bn_shared *filled)
 {
     filled->hash = hash_of(filled->bytes, filled->size);
     bn_shared **chain = &table.chains[filled->hash % CHAINS];
 
     bn_lock_take(&table.lock);
-    bn_shared *found = find(filled, filled->hash);
+    bn_shared *found = *chain;
+    while (found && (found->hash != filled->hash || found->size != filled->size ||
+                     memcmp(found->bytes, filled->bytes, filled->size) != 0)) {
+        found = found->next;
+    }
     if (found) {
         discard(filled);
     } else {
@@ -110,16 +102,6 @@ bn_shared *bn_share(bn_shared *filled)
         *chain = found;
     }
     found->users++;
-    bn_lock_give(&table.lock);
-    return found;
-}
-
-bool bn_is_shared(const bn_shared *filled)
-{
-    const uint64_t hash = hash_of(filled->bytes, filled->size);
-
-    bn_lock_take(&table.lock);
-    const bool found = find(filled, hash) != NULL;
     bn_lock_give(&table.lock);
     return found;
 }

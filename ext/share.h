@@ -7,7 +7,6 @@
 #ifndef BN_SHARE_H
 #define BN_SHARE_H
 
-#include <stdbool.h>
 #include <stddef.h>
 
 typedef struct bn_shared bn_shared;
@@ -17,15 +16,12 @@ typedef struct bn_shared bn_shared;
 bn_shared *bn_shared_new(size_t bytes);
 void *bn_shared_bytes(const bn_shared *shared); /* NULL for NULL */
 
+/* Before it is handed in: keeps the first bytes alone. */
+void bn_shared_cut(bn_shared *filled, size_t bytes);
+
 /* Hands in what is filled.  Returns the holder of the same bytes to use from now on, which has one more
  * user; its bytes may not be written. */
 bn_shared *bn_share(bn_shared *filled);
-
-/* Whether what bn_share would return for these is another's. */
-bool bn_is_shared(const bn_shared *filled);
-
-/* Before it is handed in: keeps the first bytes alone. */
-void bn_shared_cut(bn_shared *filled, size_t bytes);
 
 /* One user fewer; the last one frees it.  Also ends what was never handed in.  NULL is allowed. */
 void bn_shared_release(bn_shared *shared);

@@ -9,16 +9,6 @@
 
 #include "kernels/t5.h"
 
-static int is_ternary(const uint8_t *panels, size_t bytes)
-{
-    uint8_t threes = 0;
-
-    for (size_t i = 0; i < bytes; i++) {
-        threes |= (uint8_t)(panels[i] & panels[i] >> 1 & 0x55);
-    }
-    return threes == 0;
-}
-
 /* The fields of a vector of i2s, as c0 + 3 c1 + 9 c2 + 27 c3, and field r of another one. */
 static void squeeze_vector(const uint8_t *from, const uint8_t *fifth, int r, uint8_t *to)
 {
@@ -55,9 +45,6 @@ size_t bn_squeeze_panels(uint8_t *panels, size_t n, const bn_groups *groups)
     const size_t steps = groups->padded / BN_STEP, most = groups->stride / BN_STEP;
     uint8_t *to = panels;
 
-    if (!is_ternary(panels, bn_panel_bytes(n, groups, 2))) {
-        return 0;
-    }
     for (size_t super = 0; super < bn_super_panels(n); super++) {
         const uint8_t *from = panels + bn_super_offset(super, groups, 2);
         const size_t row = bn_super_width(n, super) * BN_VECTOR;

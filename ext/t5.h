@@ -4,8 +4,8 @@
 
 #include "layout.h"
 
-/* Panels of one plane become those of t5 where they are, and shorter, unless a code is 3: then they stay
- * as they are.  Returns the bytes that they now have, or 0 where they stay. */
+/* Panels of one plane with codes 0 to 2 become those of t5 where they are, and shorter.  Returns the bytes
+ * that they have now. */
 size_t bn_squeeze_panels(uint8_t *panels, size_t n, const bn_groups *groups);
 
 #endif

@@ -209,9 +209,7 @@ cdef extern from "matmul.h" nogil:
         const float *bias
         int activation_bits
         float activation_scale
-        bint streams
         bn_threads threads
-    bint bn_layers_stream()
     const char *bn_matmul_create(const bn_matmul_desc *desc, uint32_t isas, bn_matmul **layer)
     const char *bn_matmul_run(
         const bn_matmul *layer,

@@ -294,10 +294,10 @@ def panel(const uint8_t[:, ::1] rows, uint8_t[::1] out, *, isa):
 
 
 def squeezed(panels, size_t n, size_t k, size_t block_size=0):
-    """Return panels (bytes,) of i2s as those of t5, see ext/t5.h, or None if a code is 3.
+    """Return panels (bytes,) of i2s as those of t5, see ext/t5.h.
 
     Args:
-        panels: uint8 (bytes,), what `panels` returns for these n, k and block_size.
+        panels: uint8 (bytes,), what `panels` returns for these n, k and block_size; codes 0 to 2.
         n: outputs.
         k: inputs.
         block_size: inputs that share a scale; 0 means all of k.
@@ -310,7 +310,7 @@ def squeezed(panels, size_t n, size_t k, size_t block_size=0):
     cdef size_t nbytes
     with nogil:
         nbytes = bn_squeeze_panels(&squeezed[0], n, &groups)
-    return out[:nbytes].copy() if nbytes else None
+    return out[:nbytes].copy()
 
 
 def expand(const uint8_t[::1] panel, uint8_t[::1] out, *, size_t panels, isa):
@@ -698,7 +698,6 @@ cdef class MatMul:
         activation_bits: 8, 16, or 32 for float activations.
         activation_scale: step of static quantization, 0 for dynamic.
         isa: strongest instruction set that may be used; None for what ONNX_BITNET_ISA says.
-        streams: whether the weight comes from memory at each call; None if layers fill the cache already.
 
     Raises:
         ValueError: a shape or value does not fit, said in one line.
@@ -720,7 +719,6 @@ cdef class MatMul:
         activation_bits=8,
         activation_scale=0.0,
         isa=None,
-        streams=None,
     ):
         _require(weight.ndim == 3 and weight.dtype == np.uint8, "weight must be uint8 (P, N, row_bytes)")
         cdef bn_format layout = _format(format)
@@ -758,7 +756,6 @@ cdef class MatMul:
         if b is not None:
             desc.bias = &b[0]
         desc.activation_bits, desc.activation_scale = activation_bits, activation_scale
-        desc.streams = bn_layers_stream() if streams is None else streams
         desc.threads.run = NULL
         with nogil:
             reason = bn_matmul_create(&desc, allowed, &self.layer)

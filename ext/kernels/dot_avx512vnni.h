@@ -18,6 +18,8 @@
 
 #include "strips.h"
 
+enum { BN_PREFETCH = 4096 }; /* bytes ahead; with 1024, 33 of 39 GB/s */
+
 /* In which vector of a step a field is, and from which bit on. */
 BN_INLINE int bn_vector_of(const int field, const int bits)
 {
@@ -52,7 +54,7 @@ BN_INLINE void bn_one_row(const bn_strip *s, const int panels, const int bits)
             for (int vector = 0; vector < bits / 2; vector++) {
                 const uint8_t *at = panel + (size_t)i * step_bytes + vector * BN_VECTOR;
                 codes[vector] = _mm512_loadu_si512(at);
-                _mm_prefetch((const char *)(at + s->ahead), _MM_HINT_T0);
+                _mm_prefetch((const char *)(at + BN_PREFETCH), _MM_HINT_T0);
             }
 #pragma GCC unroll 4
             for (int field = 0; field < 4; field++) {
@@ -105,7 +107,7 @@ BN_INLINE void bn_some_rows(const bn_strip *s, const int rows, const int panels,
                     const uint8_t *at = panel + (size_t)i * step_bytes +
                                         bn_vector_of(field, bits) * BN_VECTOR;
                     codes[i] = _mm512_loadu_si512(at);
-                    _mm_prefetch((const char *)(at + s->ahead), _MM_HINT_T0);
+                    _mm_prefetch((const char *)(at + BN_PREFETCH), _MM_HINT_T0);
                 }
                 plane[i] = codes[i];
                 if (bits != 8) {

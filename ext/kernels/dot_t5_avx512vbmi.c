@@ -41,7 +41,7 @@ BN_INLINE void one_row(const bn_strip *s, const int panels)
             for (int i = 0; i < panels; i++) {
                 __m512i fifth;
                 const __m512i codes = bn_split_t5(_mm512_loadu_si512(panel + i * BN_VECTOR), &fifth);
-                _mm_prefetch((const char *)(panel + i * BN_VECTOR + s->ahead), _MM_HINT_T0);
+                _mm_prefetch((const char *)(panel + i * BN_VECTOR + BN_PREFETCH), _MM_HINT_T0);
 #pragma GCC unroll 5
                 for (int field = 0; field < SUMS; field++) {
                     const __m512i mask = _mm512_set1_epi8((char)(3 << 2 * (field % 4)));
@@ -83,7 +83,7 @@ BN_INLINE void some_rows(const bn_strip *s, const int rows, const int panels)
             for (int i = 0; i < panels; i++) {
                 __m512i fifth;
                 const __m512i codes = bn_split_t5(_mm512_loadu_si512(panel + i * BN_VECTOR), &fifth);
-                _mm_prefetch((const char *)(panel + i * BN_VECTOR + s->ahead), _MM_HINT_T0);
+                _mm_prefetch((const char *)(panel + i * BN_VECTOR + BN_PREFETCH), _MM_HINT_T0);
 #pragma GCC unroll 5
                 for (int field = 0; field < SUMS; field++) {
                     const __m512i at = field == FIFTH ? fifth : _mm512_srli_epi16(codes, 2 * field);

@@ -19,7 +19,6 @@ typedef struct {
     void *acc; /* (rows, acc_stride) int32_t or float; of a row 16 * panels are written, */
     size_t acc_stride;
     int fresh; /* or, unless fresh, added to */
-    ptrdiff_t ahead; /* from what is read to what is asked for meanwhile */
 } bn_strip;
 
 typedef void bn_strip_fn(const bn_strip *s, const int rows, const int panels);
@@ -33,10 +32,9 @@ typedef struct {
     size_t step_bytes; /* of 16 outputs x 16 inputs */
     size_t longest;    /* steps that a strip may have */
     int is_t5;         /* five steps take the room of four */
-    ptrdiff_t ahead;   /* see bn_strip */
 } bn_strips;
 
-enum { BN_ACC_SIZE = 4, BN_AHEAD = 4096 }; /* bytes; with 1024, 33 of 39 GB/s */
+enum { BN_ACC_SIZE = 4 };
 
 /* Keeps a sum in one register at this point.  Without it gcc 12 adds up products in trees of its
  * own or moves sums about, runs out of registers and spills: one row with AVX512-VNNI took 1.75
@@ -68,7 +66,6 @@ BN_INLINE void bn_all_groups(const bn_strips *a, bn_strip_fn *strip, size_t firs
         .x_stride = a->x_stride,
         .acc = a->acc + (first * groups * BN_SUPER + from * BN_PANEL) * BN_ACC_SIZE,
         .acc_stride = groups * BN_SUPER,
-        .ahead = a->ahead,
     };
 
     for (size_t g = 0; g < groups; g++) {
@@ -147,15 +144,14 @@ static inline bn_strips bn_dot_strips(const bn_dot_args *a, int bits, size_t lon
 {
     return (bn_strips){a->panel,    (const char *)a->q, (char *)a->acc, sizeof *a->q,
                        a->q_stride, a->rows,            a->panels,      a->steps,
-                       a->group_steps, bn_step_bytes(bits), longest, 0,
-                       a->next ? (intptr_t)a->next - (intptr_t)a->panel : BN_AHEAD};
+                       a->group_steps, bn_step_bytes(bits), longest, 0};
 }
 
 static inline bn_strips bn_dotf_strips(const bn_dotf_args *a, size_t longest)
 {
     return (bn_strips){a->panel,    (const char *)a->x, (char *)a->acc, sizeof *a->x,
                        a->x_stride, a->rows,            a->panels,      a->steps,
-                       a->group_steps, BN_VECTOR, longest, 0, BN_AHEAD};
+                       a->group_steps, BN_VECTOR, longest, 0};
 }
 
 #endif

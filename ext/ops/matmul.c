@@ -169,7 +169,6 @@ static bool create_layer(bn_node *node, bn_matmul_desc *desc, bn_matmul **layer)
         desc->scale = scale;
         desc->zero_point = zero_point;
         desc->threads = bn_load_threads();
-        desc->streams = bn_layers_stream();
         const char *reason = bn_node_isas(node, &isas);
         if (reason == NULL) {
             reason = bn_matmul_create(desc, isas, layer);

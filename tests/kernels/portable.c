@@ -97,7 +97,6 @@ static int run_case(FILE *file, const bn_case *c, uint32_t isas)
         .bias = bias,
         .activation_bits = (int)c->bits,
         .activation_scale = c->activation_scale,
-        .streams = true,
     };
     const bn_float_type type = c->is_float16 ? BN_FLOAT16 : BN_FLOAT32;
     const char *reason = bn_matmul_create(&desc, isas, &layer);

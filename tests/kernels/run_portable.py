@@ -55,9 +55,9 @@ class Case:
 def squeezed_cases() -> Iterator[Case]:
     """Yield ternary layers whose panels hold five codes in a byte, and some steps that are left."""
     for bits in (8, 16):
-        for m in (1, 2, 3, 4, 5, 40):
+        for m in (1, 2, 3, 4, 5, 9, 40):
             yield Case(100 + 16 * (m % 4), 80 + 30 * m, m, bits, form="t5")
-            yield Case(70, 560, m, bits, form="tl1", half=True)
+            yield Case(70, 560, m, bits, form="t5", half=True)
 
 
 def cases() -> Iterator[Case]:

@@ -117,14 +117,6 @@ def test_squeezed_panels_are_as_drawn(n: int, k: int, block_size: int) -> None:
     assert np.array_equal(_native.squeezed(panels, n, k, block_size), expected)
 
 
-def test_a_code_of_three_is_not_squeezed() -> None:
-    for place in (0, 100, 6399):
-        codes = np.ones((70, 160), np.uint8)
-        codes.reshape(-1)[place] = 3
-        panels, _ = _native.panels(reference.pack_i2s(codes), 160)
-        assert _native.squeezed(panels, 70, 160) is None
-
-
 @pytest.mark.parametrize("k", [1, 2, 3, 5, 30])
 def test_padding_other_than_one_is_refused(k: int) -> None:
     packed = reference.pack_i2s(np.ones((3, k), np.uint8))

@@ -105,20 +105,21 @@ def test_every_number_of_rows_equals_reference(isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_layers_that_stream_equal_reference(isa: str) -> None:
+def test_t5_equals_i2s(isa: str) -> None:
     for seed in range(60):
         rng = np.random.default_rng(seed)
         n, k, m = (int(rng.integers(1, high)) for high in (200, 700, 40))
         options: dict[str, Any] = {"zero_point": 1.0, "activation_bits": int(rng.choice([8, 16]))}
-        if seed % 4 == 3:  # these stay i2s, or merge
+        if seed % 4 == 3:  # these get panels of i2s, or merge
             options |= [{"planes": 2}, {"block_size": 160}, {"activation_bits": 32}][seed // 4 % 3]
-        case = make_case(seed, n=n, k=k, m=m if seed % 2 else 1 + m % 5, **options)
-        if seed % 5:  # else four levels, which stay i2s as well
-            case["weight"] = reference.pack_i2s(rng.integers(0, 3, (*case["weight"].shape[:2], k), np.uint8))
-        expected = _native.matmul(**case, isa=isa, streams=False)
-        got = _native.matmul(**case, isa=isa, streams=True, threads=1 + seed % 2)
+        case = make_case(seed, n=n, k=k, m=m if seed % 2 else 1 + m % 10, **options)
+        codes = rng.integers(0, 3, (*case["weight"].shape[:2], k), np.uint8)
+        case["weight"] = reference.pack_i2s(codes)
+        expected = _native.matmul(**case, isa=isa)
         if case["activation_bits"] != 32:
             assert np.array_equal(expected, reference.matmul(**case))
+        case["weight"] = reference.pack_t5(codes)
+        got = _native.matmul(**case, isa=isa, format="t5", threads=1 + seed % 2)
         assert np.array_equal(got, expected), seed
 
 
