@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,7 @@ def main() -> None:
     parser.add_argument("--prefill", type=int, nargs="+", default=[128, 512])
     parser.add_argument("--decode", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--format", nargs="+", default=["i2s", "t5"], help="of our packed layers")
     parser.add_argument("--head", nargs="+", default=["packed8", "packed4"])
     parser.add_argument(
         "--types",
@@ -193,11 +195,11 @@ def _models(arguments: argparse.Namespace, folder: Path) -> dict[str, tuple[str,
     """Write what is not there yet; return program and file by name, ours first."""
     architecture = named_architecture(arguments.geometry)
     models = {}
-    for head in arguments.head:
-        path = folder / f"{architecture.name}-{head}"
+    for form, head in product(arguments.format, arguments.head):
+        path = folder / f"{architecture.name}-{form}-{head}"
         if not path.exists():
-            build(architecture, path, Options(head=head))
-        models[f"ours, head {head}"] = "ours", path
+            build(architecture, path, Options(head=head, format=form))
+        models[f"ours, {form}, head {head}"] = "ours", path
     if not (importlib.util.find_spec("xllamacpp") and importlib.util.find_spec("gguf")):
         print("llama.cpp is left out: pip install xllamacpp gguf", file=sys.stderr)
         return models
