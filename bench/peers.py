@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from timing import open_session
 
 from onnx_bitnet import reference
+from onnx_bitnet.formats import FORMATS
 from onnx_bitnet.nbits import pack
 
 SCALE = np.float32(0.0437)
@@ -94,18 +95,20 @@ def nbits(bits: int, block: int) -> Callable[[Layer], Spelling]:
     return spell
 
 
-def ours(activation_bits: int, block: int = 0) -> Callable[[Layer], Spelling]:
+def ours(activation_bits: int, block: int = 0, form: str = "i2s") -> Callable[[Layer], Spelling]:
     def spell(layer: Layer) -> Spelling:
         n, k = layer.n, layer.k
         tensors = {
-            "weight": reference.pack_i2s(layer.ternary + 1)[None],
+            "weight": reference.PACK[form](layer.ternary + 1)[None],
             "scale": np.full((1, n, -(-k // block)) if block else (1, 1, 1), SCALE),
             "zero_point": np.ones((1, 1, 1), np.float32),
             "bias": np.zeros(n, np.float32),
         }
+        if form != "i2s":
+            del tensors["zero_point"]
         attributes = {"K": k, "N": n, "block_size": block, "activation_bits": activation_bits}
         attributes["activation_scale"] = 0.0
-        return Spelling("MatMulI2S", "onnx_bitnet", tensors, axis=1, attributes=attributes)
+        return Spelling(FORMATS[form].op_type, "onnx_bitnet", tensors, axis=1, attributes=attributes)
 
     return spell
 
@@ -135,6 +138,7 @@ def ours_integer(bits: int, activation_bits: int) -> Callable[[Layer], Spelling]
 OURS = {
     "ours A8": ours(8),
     "ours A16": ours(16),
+    "ours t5 A8": ours(8, form="t5"),
     "ours A8 block:128": ours(8, 128),
     "ours A16 block:128": ours(16, 128),
     "ours int4 A8": ours_integer(4, 8),

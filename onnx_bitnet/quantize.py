@@ -22,7 +22,7 @@ from onnx_bitnet.kernels import check_environment
 from onnx_bitnet.recipe import MEASURED_ROUNDINGS, Recipe, rotation_size
 
 WEIGHT_TYPES = ("float32", "float16", "bfloat16")
-_WHY_I2S = "i2s loads fastest and all formats run at the same speed; tl2 and t5 make smaller files"
+_WHY_I2S = "i2s loads fastest; tl2 and t5 make smaller files, and single rows from DRAM are faster in t5"
 _CODES_AT_ONCE = 1 << 20
 _AUTO_ACTIVATION_BITS = {"custom": 16, "ort": 8, "simulate": 32, "float": 32}
 _DEFAULT_GRANULARITY = {0: "block:128", 4: "block:32", 8: "channel"}  # by integer_bits

@@ -149,7 +149,8 @@ class Recipe:
             `lossless` does the same and nothing else, whatever later versions of `auto` do;
             `ternary` converts every layer, whatever it costs.
         format: canonical weight format in the file. `i2s` (`auto`) loads fastest; `tl2` and `t5` are smaller,
-            `tl1` is not, and the three hold ternary codes only. Speed and results are the same.
+            `tl1` is not, and the three hold ternary codes only. Results are the same; `t5` stays denser in
+            memory on some CPUs, which is faster for single rows of large weights, and slower for others.
         layout: `panel` stores i2s codes in the order in which kernels read them, which they then do where the
             file is mapped: a session starts at once and keeps no copy, but runs slower from small pages.
         granularity: what shares a scale: `tensor`, `channel`, `block:128`, or `auto`; in `block:2x16` two
