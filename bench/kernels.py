@@ -28,7 +28,7 @@ from timing import best_of, print_row, print_table_head
 
 import onnx_bitnet as bn
 from onnx_bitnet import _native, reference
-from onnx_bitnet.bench import Times
+from onnx_bitnet.timing.bench import Times
 
 SHAPES = [(384, 384), (1536, 384), (2560, 2560), (6912, 2560), (2560, 6912)]
 ROWS = [1, 2, 4, 8, 16, 32, 128, 512]

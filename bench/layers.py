@@ -29,7 +29,7 @@ import numpy as np
 import timing
 from peers import ORT, OURS, Layer, OrtLayers
 
-from onnx_bitnet.bench import in_turns
+from onnx_bitnet.timing.bench import in_turns
 
 SHAPES = [(2560, 2560)]
 ROWS = [1, 2, 4, 8, 16, 32, 128, 512]

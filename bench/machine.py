@@ -30,7 +30,7 @@ import numpy as np
 
 import onnx_bitnet as bn
 from onnx_bitnet import _native
-from onnx_bitnet.bench import cpu_name
+from onnx_bitnet.timing.bench import cpu_name
 
 HERE = Path(__file__).parent
 SIZES = {"L2": 3 << 18, "L3": 6 << 20, "DRAM": 1 << 29}  # bytes that each thread reads

@@ -25,8 +25,9 @@ from onnx import TensorProto, helper, numpy_helper
 from timing import open_session, print_row, print_table_head
 
 import onnx_bitnet as bn
-from onnx_bitnet import memory, peers, reference
-from onnx_bitnet.bench import in_turns
+from onnx_bitnet import reference
+from onnx_bitnet.timing import memory, peers
+from onnx_bitnet.timing.bench import in_turns
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 import digits

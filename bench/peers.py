@@ -19,7 +19,7 @@ from timing import open_session
 
 from onnx_bitnet import reference
 from onnx_bitnet.formats import FORMATS
-from onnx_bitnet.nbits import pack
+from onnx_bitnet.quantization.nbits import pack
 
 SCALE = np.float32(0.0437)
 PAGE = 4096

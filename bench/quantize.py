@@ -19,8 +19,9 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from onnx_bitnet import _native, scales
-from onnx_bitnet.quantize import LayerSpec, Quantized, check_weight, detect, quantize_layer
+from onnx_bitnet import _native
+from onnx_bitnet.quantization import scales
+from onnx_bitnet.quantization.quantize import LayerSpec, Quantized, check_weight, detect, quantize_layer
 
 TYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 LAYOUTS = ("rows", "columns")

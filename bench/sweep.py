@@ -28,7 +28,7 @@ import numpy as np
 from timing import print_row, print_table_head
 
 from onnx_bitnet import _native, reference
-from onnx_bitnet.bench import in_turns
+from onnx_bitnet.timing.bench import in_turns
 
 ROWS = (*range(1, 10), 12, 15, 16, 17, 24, 31, 32, 33, 34, 48, 63, 64, 65, 96, 127, 128, 129)
 MORE_ROWS = (191, 255, 256, 257, 385, 511, 512, 513, 1000, 1024, 1025, 2047, 2048, 2049, 4095, 4096)

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime as ort
 
 import onnx_bitnet as bn
-from onnx_bitnet.bench import Times
+from onnx_bitnet.timing.bench import Times
 
 
 def best_of(work: Callable[[], object], seconds: float, least: int = 5) -> Times:

@@ -6,16 +6,16 @@
 >>> result = bn.validate("model.onnx", "model.bitnet.onnx")         # doctest: +SKIP
 """
 
-from onnx_bitnet.calibrate import Calibration, calibrate
+from onnx_bitnet.calibration.calibrate import Calibration, calibrate
 from onnx_bitnet.errors import BitNetError
 from onnx_bitnet.kernels import Kernel, kernels
-from onnx_bitnet.planner import convert, plan
-from onnx_bitnet.quantize import Quantized, quantize
+from onnx_bitnet.planning.planner import convert, plan
+from onnx_bitnet.quantization.quantize import Quantized, quantize
 from onnx_bitnet.recipe import Recipe, Rule
 from onnx_bitnet.report import Report
 from onnx_bitnet.runtime import library_path, register, session
-from onnx_bitnet.validate import validate
-from onnx_bitnet.validation import Validation
+from onnx_bitnet.validation.validate import validate
+from onnx_bitnet.validation.validation import Validation
 from onnx_bitnet.weights import Weights, load_weights
 
 __all__ = [

@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 import onnx_bitnet as bn
-from onnx_bitnet import interrupts, plots, tables
-from onnx_bitnet.bench import bench as bench_models
-from onnx_bitnet.calibrate import Calibration, is_calibration
-from onnx_bitnet.convert import default_output
+from onnx_bitnet import interrupts, tables
+from onnx_bitnet.calibration.calibrate import Calibration, is_calibration
+from onnx_bitnet.conversion.convert import default_output
+from onnx_bitnet.data.padding import USUAL
 from onnx_bitnet.decoder import Generator, Options, Sampling
 from onnx_bitnet.decoder import build as build_decoder
 from onnx_bitnet.decoder.folder import named_architecture
@@ -25,10 +25,11 @@ from onnx_bitnet.doctor import examine
 from onnx_bitnet.errors import BitNetError, OutputError, RecipeError
 from onnx_bitnet.inspection import inspect as inspect_file
 from onnx_bitnet.options import Given, to_recipe, with_recipe
-from onnx_bitnet.padding import USUAL
-from onnx_bitnet.planner import sensitivity as rank_layers
+from onnx_bitnet.planning.planner import sensitivity as rank_layers
 from onnx_bitnet.report import read_frontier
-from onnx_bitnet.validate import Metric, load_metric
+from onnx_bitnet.timing.bench import bench as bench_models
+from onnx_bitnet.validation import plots
+from onnx_bitnet.validation.validate import Metric, load_metric
 
 FAILURE, GATE_FAILED = 1, 3
 

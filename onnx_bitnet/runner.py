@@ -13,8 +13,8 @@ import onnx
 import onnx_ir as ir
 
 from onnx_bitnet import runtime
+from onnx_bitnet.data.inputs import Batch
 from onnx_bitnet.errors import ModelError
-from onnx_bitnet.inputs import Batch
 
 _FOLDER = "session.model_external_initializers_file_folder_path"
 _PROVIDERS = ("CPUExecutionProvider",)

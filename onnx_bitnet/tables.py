@@ -10,16 +10,16 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from onnx_bitnet.bench import Bench, ModelTimes
-from onnx_bitnet.calibrate import Calibration
+from onnx_bitnet.calibration.calibrate import Calibration
 from onnx_bitnet.decoder import Built, Times
 from onnx_bitnet.doctor import Check
 from onnx_bitnet.inspection import Inspection
 from onnx_bitnet.kernels import Kernel
-from onnx_bitnet.metrics import Metrics
-from onnx_bitnet.planner import Sensitivity
+from onnx_bitnet.planning.planner import Sensitivity
 from onnx_bitnet.report import FrontierPoint, Layer, Report, size
-from onnx_bitnet.validation import Validation
+from onnx_bitnet.timing.bench import Bench, ModelTimes
+from onnx_bitnet.validation.metrics import Metrics
+from onnx_bitnet.validation.validation import Validation
 
 Output = list[str | Table]
 

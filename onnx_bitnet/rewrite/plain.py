@@ -10,14 +10,14 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from onnx_bitnet import reference
-from onnx_bitnet.floats import Floats
+from onnx_bitnet.quantization.floats import Floats
+from onnx_bitnet.quantization.rotation import Rotation
 from onnx_bitnet.rewrite.constants import Constant
 from onnx_bitnet.rewrite.functions import DOMAIN
 from onnx_bitnet.rewrite.origins import opset_version
 from onnx_bitnet.rewrite.packed import PackedNode, packed_nodes
 from onnx_bitnet.rewrite.records import Linear, operand
 from onnx_bitnet.rewrite.replace import LAYER, Edit, Shared, declare
-from onnx_bitnet.rotation import Rotation
 
 _AXES_INPUT_SINCE = 18  # opset
 _FLOAT8_SINCE = 9  # IR version

@@ -9,10 +9,10 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_bitnet import reference
-from onnx_bitnet.nbits import DynamicInt8, NBits
+from onnx_bitnet.quantization.nbits import DynamicInt8, NBits
+from onnx_bitnet.quantization.rotation import Rotation
 from onnx_bitnet.rewrite.records import Linear, operand
 from onnx_bitnet.rewrite.replace import LAYER, Edit, Shared, declare
-from onnx_bitnet.rotation import Rotation
 
 _DOMAIN = "com.microsoft"
 _INT8_ACTIVATIONS, _FLOAT_ACTIVATIONS = 4, 1  # accuracy_level

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from onnx_bitnet.errors import RecipeError
-from onnx_bitnet.quantize import quantize
+from onnx_bitnet.quantization.quantize import quantize
 from onnx_bitnet.recipe import Recipe
 from onnx_bitnet.torch import rounding
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from onnx_bitnet.errors import ModelError, one_line
 from onnx_bitnet.formats import FORMATS
-from onnx_bitnet.quantize import LayerSpec, Quantized, check_weight, detect, quantize_layer
+from onnx_bitnet.quantization.quantize import LayerSpec, Quantized, check_weight, detect, quantize_layer
 from onnx_bitnet.weights.mapping import Weights
 from onnx_bitnet.weights.shards import Shards
 

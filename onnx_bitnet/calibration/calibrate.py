@@ -1,0 +1,387 @@
+"""Calibrate: run the float model over data and collect statistics of what each linear layer reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnx_bitnet import files
+from onnx_bitnet.calibration.activations import Collector, LayerStatistics
+from onnx_bitnet.calibration.sources import OUT_OF_REACH, Source, find_sources
+from onnx_bitnet.data.feeds import open_feeds
+from onnx_bitnet.data.inputs import Batch
+from onnx_bitnet.data.padding import USUAL, check_mask, tokens
+from onnx_bitnet.data.replay import Replay, replayed
+from onnx_bitnet.errors import DataError, ModelError, OutputError, one_line
+from onnx_bitnet.report import Progress
+from onnx_bitnet.rewrite.scan import prepare, scan
+from onnx_bitnet.runner import Runner, start
+from onnx_bitnet.taps import values
+
+SCHEMA = "onnx_bitnet.calibration/2"
+
+_GIB = 1 << 30
+_SCALARS = (
+    "rows",
+    "k",
+    "min",
+    "max",
+    "absmax",
+    "mean",
+    "variance",
+    "kurtosis",
+    "row_peak",
+    "rotated_row_peak",
+    "moving_absmax",
+    "histogram_range",
+)
+_ARRAYS = ("histogram", "channel_mean", "channel_absmean", "second_moment")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the linear layers of a model read, by layer.
+
+    Args:
+        source: path of the float model.
+        data: where the feeds came from.
+        random_data: no data was given; random feeds tell nothing about real activations.
+        samples: number of samples run: rows along the first axis of the first input.
+        layers: statistics by layer name, as in the report; layers that read the same value share one object.
+        notes: sentences the user should read, such as which layers are out of reach.
+    """
+
+    source: str
+    data: str
+    random_data: bool
+    samples: int
+    layers: Mapping[str, LayerStatistics] = field(repr=False)
+    notes: tuple[str, ...] = ()
+
+    def save(self, path: str | Path) -> None:
+        """Write everything to an `.npz` file, whole or not at all; an existing file is replaced.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        path = Path(path)
+        unique = list({id(item): item for item in self.layers.values()}.values())
+        index = {id(item): number for number, item in enumerate(unique)}
+        header = {
+            "schema": SCHEMA,
+            "source": self.source,
+            "data": self.data,
+            "random_data": self.random_data,
+            "samples": self.samples,
+            "notes": self.notes,
+            "layers": {name: index[id(item)] for name, item in self.layers.items()},
+            "statistics": [{name: getattr(item, name) for name in _SCALARS} for item in unique],
+        }
+        arrays = {
+            f"{number}.{name}": getattr(item, name)
+            for number, item in enumerate(unique)
+            for name in _ARRAYS
+            if getattr(item, name) is not None
+        }
+        temporary = path.with_name(f".{path.name}.part")
+        try:
+            with temporary.open("wb") as file:
+                np.savez(file, header=np.array(json.dumps(header)), **arrays)
+            temporary.replace(path)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot write the calibration: {one_line(error)}") from None
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Calibration:
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: there is no such file, or it is no calibration.
+        """
+        try:
+            with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                header = json.loads(str(archive["header"]))
+                if header["schema"] != SCHEMA:
+                    raise ValueError(f"its schema is {header['schema']!r}")
+                unique = [
+                    LayerStatistics(**scalars, **_arrays(archive, number))
+                    for number, scalars in enumerate(header["statistics"])
+                ]
+                layers = {name: unique[number] for name, number in header["layers"].items()}
+        except (
+            *(OSError, ValueError, EOFError, KeyError, IndexError, TypeError, AttributeError),
+            *(MemoryError, zipfile.BadZipFile, zlib.error),
+        ) as error:
+            raise DataError(
+                f"{path}: cannot be read as a calibration: {one_line(error)}; make it with bn.calibrate"
+            ) from None
+        return cls(
+            header["source"],
+            header["data"],
+            header["random_data"],
+            header["samples"],
+            layers,
+            tuple(header["notes"]),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the scalars as one JSON-able document."""
+        return {
+            "schema": SCHEMA,
+            "source": self.source,
+            "data": self.data,
+            "random_data": self.random_data,
+            "samples": self.samples,
+            "notes": list(self.notes),
+            "layers": [
+                {"name": name} | {key: getattr(item, key) for key in _SCALARS}
+                for name, item in self.layers.items()
+            ],
+        }
+
+
+def is_calibration(path: Path) -> bool:
+    """Return whether a file looks like one that `Calibration.save` wrote."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "header.npy" in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def _arrays(archive: Mapping[str, np.ndarray], number: int) -> dict[str, Any]:
+    keys = {name: f"{number}.{name}" for name in _ARRAYS}
+    return {name: archive[key] for name, key in keys.items() if key in archive}
+
+
+def calibrate(
+    model: str | Path,
+    data: object = None,
+    *,
+    second_moments: bool = True,
+    max_samples: int | None = None,
+    max_memory: int = _GIB,
+    mask: str = USUAL,
+    threads: int = 0,
+    seed: int = 0,
+    dims: Mapping[str, int] | None = None,
+    progress: Progress | None = None,
+) -> Calibration:
+    """Run a float model over data and collect statistics of what each linear layer reads.
+
+    Each pass over the data serves as many layers as `max_memory` allows; layers that read the same value
+    share one statistic. Every batch is checked against the model's inputs before it is run.
+
+    Args:
+        model: an ONNX model.
+        data: see `onnx_bitnet.data.feeds.open_feeds`; None for random feeds.
+        second_moments: collect X^T X, too, which error compensation needs: 4 K^2 bytes for each value read.
+        max_samples: stop after the batch in which this many samples are reached: rows along the first axis
+            of the first input. None for all data.
+        max_memory: bytes that the statistics of one pass and the activations they are taken from may have
+            at a time, beside the model in its session; a value that needs more alone has a pass of its own.
+            The matrices of finished passes are in a temporary file, mapped into memory.
+        mask: name of the input (batch, sequence) that is 0 where a batch is filled up: what layers read there
+            is left out; `none` counts all rows.
+        threads: for onnxruntime, 0 for its own choice.
+        seed: of random feeds.
+        dims: sizes of symbolic dimensions in random feeds, by name.
+        progress: called as progress(done, total, what) before each batch and at the end; total is 0 when the
+            number of batches is not known.
+
+    Returns:
+        The statistics. Layers out of reach, inside of subgraphs and functions, are named in its notes.
+
+    Raises:
+        ModelError: the model cannot be read or run, or computes NaN or infinity.
+        DataError: the data cannot be read or does not fit.
+        RuntimeMissing: onnxruntime cannot be used.
+    """
+    file = files.read(model)
+    prepare(file.model)
+    sources, unreachable = find_sources(scan(file.model), file.model.graph)
+    notes = tuple(f"layer {name!r} has no statistics: {OUT_OF_REACH}" for name in unreachable)
+    with replayed(open_feeds(file.model, data, seed=seed, dims=dims), max_samples) as feeds:
+        check_mask(mask, feeds.feeds.inputs)
+        passes = _Passes(file, feeds, threads, second_moments, max_memory, mask)
+        statistics = passes.run(sources, progress)
+        missing = [name for source in sources for name in source.layers if source not in statistics]
+        notes += tuple(f"layer {name!r} has no statistics: it was given no rows" for name in missing)
+        layers = {
+            name: statistics[source] for source in sources if source in statistics for name in source.layers
+        }
+        return Calibration(str(model), feeds.description, feeds.random, feeds.samples, layers, notes)
+
+
+class _Passes:
+    """Runs of a model over the same feeds, each for some of the sources."""
+
+    def __init__(
+        self,
+        file: files.ModelFile,
+        feeds: Replay,
+        threads: int,
+        second_moments: bool,
+        max_memory: int,
+        mask: str,
+    ) -> None:
+        self._file, self._feeds, self._threads = file, feeds, threads
+        self._second_moments, self._max_memory, self._mask = second_moments, max_memory, mask
+
+    def run(self, sources: Sequence[Source], progress: Progress | None) -> dict[Source, LayerStatistics]:
+        """Return the statistics of the sources that got rows."""
+        if not sources:
+            return {}
+        first = next(iter(self._feeds))
+        sizes = self._sizes(sources, first)
+        groups = list(_portions(sources, sizes, self._max_memory))
+        found: dict[Source, LayerStatistics] = {}
+        for number, group in enumerate(groups):
+            collectors = {source: Collector(source.k, second_moment=self._second_moments) for source in group}
+            names = [source.value for source in group]
+            runner = fetching(self._file.model, self._file.path, names, self._threads)
+            for index, batch in enumerate(self._feeds):
+                if progress is not None:
+                    total = self._feeds.count * len(groups)
+                    what = f"batch {index}, pass {number + 1} of {len(groups)}"
+                    progress(number * self._feeds.count + index if total else index, total, what)
+                grown = _elements(batch) / max(1, _elements(first))
+                needs = {source: math.ceil(size * grown) for source, size in sizes.items()}
+                label, there = f"batch {index} of {self._feeds.description}", tokens(batch, self._mask)
+                for part in _portions(group, needs, self._max_memory):
+                    _observe(runner, part, batch, collectors, there, label)
+            for source, collector in collectors.items():
+                if collector.rows:
+                    result = collector.result()
+                    found[source] = result if len(groups) == 1 else _on_disk(result)
+        if progress is not None:
+            done = max(1, self._feeds.count * len(groups))
+            progress(done, done, "done")
+        return found
+
+    def _sizes(self, sources: Sequence[Source], batch: Batch) -> dict[Source, int]:
+        """Return the bytes that each source takes: the array, float32 rows of it, and the statistics."""
+        names = list(dict.fromkeys(source.value for source in sources))
+        model = files.read(self._file.path).model
+        prepare(model)
+        known = values(model)
+        shapes = {name: ir.Node("", "Shape", [known[name]], name=f"{name}.shape") for name in names}
+        for name, node in shapes.items():
+            node.outputs[0].name = f"onnx_bitnet.shape/{name}"
+            node.outputs[0].type = ir.TensorType(ir.DataType.INT64)
+            model.graph.append(node)
+        model.graph.outputs[:] = [node.outputs[0] for node in shapes.values()]
+        fetched = [str(node.outputs[0].name) for node in shapes.values()]
+        got = start(model, self._file.path, self._threads).run(fetched, batch, "the first batch")
+        elements = {name: math.prod(map(int, shape)) for name, shape in zip(names, got.values(), strict=True)}
+        return {
+            source: 2 * 4 * elements[source.value] + 2 * 4 * source.k**2 * self._second_moments
+            for source in sources
+        }
+
+
+def fetching(
+    model: ir.Model,
+    path: Path,
+    names: Sequence[str],
+    threads: int,
+    given: Mapping[str, ir.DataType] = MappingProxyType({}),
+) -> Runner | None:
+    """Return the part of a model that computes some values in a session; None if they all are fed.
+
+    Args:
+        model: the model.
+        path: the file that it came from.
+        names: the values.
+        threads: for onnxruntime, 0 for its own choice.
+        given: other tensors that are fed, and their types.
+    """
+    fed = [str(value.name) for value in model.graph.inputs] + [*given]
+    wanted = [name for name in dict.fromkeys(names) if name not in fed]
+    if not wanted:
+        return None
+    graph = ir.convenience.extract(model.graph, fed, wanted)
+    for value in graph.inputs:  # an input with a default keeps it
+        if value.name in given:
+            value.type = ir.TensorType(given[str(value.name)])
+            value.shape = None
+        default = model.graph.initializers.get(str(value.name))
+        if default is not None and str(value.name) not in graph.initializers:
+            value.const_value = default.const_value
+            graph.initializers.add(value)
+    part = ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
+    return start(part, path, threads)
+
+
+def observed(source: Source, array: np.ndarray, there: np.ndarray | None, label: str) -> np.ndarray:
+    """Return the rows (rows, K) that a source has for one batch, whose value is `array`; see Source.rows."""
+    with _blaming(source, label):
+        return source.rows(array, there)
+
+
+@contextmanager
+def _blaming(source: Source, label: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ModelError(
+            f"layer {source.layers[0]!r} on {label}: its input {source.value!r} {error}; check model and data"
+        ) from None
+
+
+def _on_disk(statistics: LayerStatistics) -> LayerStatistics:
+    """Move the matrix to a file that vanishes with it."""
+    if statistics.second_moment is None:
+        return statistics
+    with tempfile.TemporaryFile() as file:
+        mapped = np.memmap(file, np.float32, "w+", shape=statistics.second_moment.shape)
+        mapped[:] = statistics.second_moment
+        mapped.flush()
+    return dataclasses.replace(statistics, second_moment=mapped)
+
+
+def _observe(
+    runner: Runner | None,
+    part: Sequence[Source],
+    batch: Batch,
+    collectors: Mapping[Source, Collector],
+    there: np.ndarray | None,
+    label: str,
+) -> None:
+    names = [name for name in dict.fromkeys(source.value for source in part) if name not in batch]
+    got = batch | (runner.run(names, batch, label) if runner is not None and names else {})
+    for source in part:
+        with _blaming(source, label):
+            collectors[source].add(source.rows(got[source.value], there))
+
+
+def _portions(
+    sources: Sequence[Source], sizes: Mapping[Source, int], max_memory: int
+) -> Iterator[tuple[Source, ...]]:
+    """Cut the sources into runs that need max_memory bytes at most, or are one source."""
+    portion: list[Source] = []
+    for source in sources:
+        if portion and sum(sizes[item] for item in portion) + sizes[source] > max_memory:
+            yield tuple(portion)
+            portion = []
+        portion.append(source)
+    yield tuple(portion)
+
+
+def _elements(batch: Batch) -> int:
+    return sum(array.size for array in batch.values())

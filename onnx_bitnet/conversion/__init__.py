@@ -1,0 +1,1 @@
+"""The steps of a conversion, and what each layer becomes."""

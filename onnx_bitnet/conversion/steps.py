@@ -1,0 +1,209 @@
+"""Go through the layers of a model: decide what becomes of each, and quantize it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from onnx_bitnet.calibration.activations import LayerStatistics
+from onnx_bitnet.calibration.calibrate import Calibration
+from onnx_bitnet.conversion.decide import Keep, check_rules, decide, keep_unseen, way
+from onnx_bitnet.conversion.moments import Inputs
+from onnx_bitnet.conversion.targets import Basis, Stored, store
+from onnx_bitnet.errors import DataError, EvaluationError
+from onnx_bitnet.formats import panel_shape
+from onnx_bitnet.granularity import block_rows
+from onnx_bitnet.quantization.compensate import Moments
+from onnx_bitnet.quantization.floats import Floats, quantize_floats
+from onnx_bitnet.quantization.quantize import LayerSpec, Quantized, quantize_layer
+from onnx_bitnet.quantization.rotation import rotation
+from onnx_bitnet.recipe import Recipe
+from onnx_bitnet.report import Layer, Progress, Reason
+from onnx_bitnet.rewrite.plain import Plain
+from onnx_bitnet.rewrite.records import Activations, Linear, Refusal
+from onnx_bitnet.rewrite.scan import scan
+from onnx_bitnet.spill import Spill
+
+
+@dataclass(frozen=True)
+class Step:
+    """One candidate: its line of the report, and for a layer to be replaced what goes into the graph."""
+
+    layer: Layer
+    linear: Linear | None = None
+    spec: LayerSpec | None = None
+    stored: Stored | None = None
+    basis: Basis = field(default_factory=Basis)
+
+
+def walk(
+    model: ir.Model,
+    recipe: Recipe,
+    calibration: Calibration | None,
+    inputs: Inputs | None,
+    spill: Spill,
+    progress: Progress | None,
+) -> Iterator[Step]:
+    """Yield what becomes of each candidate of a model, in graph order; quantize each when it is asked for.
+
+    Args:
+        model: prepared for `scan`; the caller may replace a layer when it has its step.
+        recipe: what to do.
+        calibration: statistics of activations, if the recipe needs them.
+        inputs: moments of the layers' inputs, if the recipe needs them.
+        spill: where packed weights are kept.
+        progress: called as progress(done, total, layer name) before each layer and once at the end.
+
+    Raises:
+        RecipeError: a rule matches nothing, or asks for what its layers cannot have.
+        ModelError: a weight cannot be read or used.
+        DataError: the calibration is that of another model.
+    """
+    found = scan(model)
+    check_rules(recipe, found)
+    linears = [item for item in found if isinstance(item, Linear)]
+    positions = iter(range(len(linears)))
+    done = _Done(spill)
+    for item in found:
+        if isinstance(item, Refusal):
+            yield Step(_left(item, item.reason, item.detail, item.n, item.k))
+            continue
+        index = next(positions)
+        if progress is not None:
+            progress(index, len(linears), item.name)
+        statistics = _statistics(item, calibration)
+        yield _step(item, keep_unseen(index, linears, recipe), recipe, statistics, inputs, done)
+    if progress is not None:
+        progress(len(linears), len(linears), "")
+
+
+def _statistics(linear: Linear, calibration: Calibration | None) -> LayerStatistics | None:
+    statistics = calibration.layers.get(linear.name) if calibration is not None else None
+    if statistics is not None and calibration is not None and statistics.k != linear.weight.k:
+        raise DataError(
+            f"layer {linear.name!r} has {linear.weight.k} inputs, {statistics.k} in the calibration of "
+            f"{calibration.source}; calibrate this model"
+        )
+    return statistics
+
+
+def _step(
+    linear: Linear,
+    keep: Keep | None,
+    recipe: Recipe,
+    statistics: LayerStatistics | None,
+    inputs: Inputs | None,
+    done: _Done,
+) -> Step:
+    """Decide one layer and quantize it; `done` holds what was stored before, for tied weights to share."""
+    weight = linear.weight
+    if keep is not None:
+        return Step(_left(linear, keep.reason, keep.detail, weight.n, weight.k))
+    seen, linear = linear.x, way(linear, recipe)
+    weight = linear.weight
+    try:
+        array = weight.array()
+    except EvaluationError as error:
+        return Step(_left(linear, Reason.WEIGHT_NOT_EVALUATED, str(error), weight.n, weight.k))
+    measured = inputs is not None and linear.x is seen and inputs.reach(linear.name)
+    decision = decide(linear, array, recipe, statistics, measured=measured)
+    if isinstance(decision, Keep):
+        return Step(_left(linear, decision.reason, decision.detail, weight.n, weight.k))
+    moments = inputs.of(linear.name) if inputs is not None and decision.measured else None
+    float_bytes = array.nbytes
+    turned = rotation(weight.k, decision.rotation) if decision.rotation else None
+    if turned is not None:
+        array, moments = turned.rows(array), moments and moments.rotated(turned)
+    first, quantized, stored = done.store(array, linear, decision, moments, recipe.target)
+    bias_shift = moments.bias_shift(array, quantized.dequantize()) if moments else None
+    layer = Layer(
+        name=linear.name,
+        op_type=linear.node.op_type,
+        where=linear.where,
+        n=weight.n,
+        k=weight.k,
+        detail=decision.format_reason,
+        format=stored.format,
+        granularity=_granularity(quantized, decision),
+        scale_type="" if isinstance(stored, Plain) else stored.scale.dtype.name,
+        planes=quantized.planes,
+        activation_bits=decision.activation_bits,
+        activation_scale=decision.activation_scale,
+        activations=_activations(linear, decision),
+        lossless=quantized.lossless,
+        sqnr_db=quantized.sqnr_db,
+        zeros=quantized.zeros,
+        rotation=turned.block_size if turned else 0,
+        float_bytes=float_bytes,
+        packed_bytes=stored.nbytes + _padding(stored, recipe.layout),
+        shared_with=first,
+    )
+    return Step(layer, linear, decision, stored, Basis(turned, bias_shift))
+
+
+class _Done:
+    """What was stored before, for tied weights to share; its arrays are in a spill."""
+
+    def __init__(self, spill: Spill) -> None:
+        self._spill = spill
+        self._stored: dict[Hashable, tuple[str, Quantized | Floats, Stored]] = {}
+
+    def store(
+        self, array: np.ndarray, linear: Linear, spec: LayerSpec, moments: Moments | None, target: str
+    ) -> tuple[str | None, Quantized | Floats, Stored]:
+        """Return the name of the layer that had this weight first, if any, the weight, and its form."""
+        key = (linear.weight.key, spec.settings)
+        if key in self._stored:
+            return self._stored[key]
+        made = quantize_floats(array, spec) if spec.float_type else quantize_layer(array, spec, moments)
+        quantized = self._spill.keep_arrays(made)
+        stored = store(quantized, linear, spec, target)
+        if stored is not quantized:
+            stored = self._spill.keep_arrays(stored)
+        self._stored[key] = (linear.name, quantized, stored)
+        return None, quantized, stored
+
+
+def _granularity(quantized: Quantized | Floats, spec: LayerSpec) -> str:
+    """What shares a scale; several outputs may, though each has it in the file."""
+    shared = spec.exact is None and block_rows(spec.settled_granularity) > 1
+    return spec.settled_granularity if shared else quantized.granularity
+
+
+def _padding(stored: Stored, layout: str) -> int:
+    """Bytes that a layout adds to the codes."""
+    if layout != "panel" or not isinstance(stored, Quantized):
+        return 0
+    return math.prod(panel_shape(stored.n, stored.k)) * stored.planes - stored.weight.nbytes
+
+
+def _activations(linear: Linear, spec: LayerSpec) -> str:
+    """Say what becomes of the quantization of activations that the graph does."""
+    found = linear.activations
+    if found is None:
+        return ""
+    if linear.reader is None:
+        why = found.unlike or f"the recipe wants {spec.activation_bits} bits"
+        return (
+            f"left in the graph: {why}{'; its integers are used as they are' * bool(spec.activation_scale)}"
+        )
+    rounding = found.rounding
+    if not rounding and not _is_unit(spec, found):
+        rounding = "the weights of the graph are not -1, 0 and 1"
+    return f"folded, equal within rounding: {rounding}" if rounding else "folded, equal bit for bit"
+
+
+def _is_unit(spec: LayerSpec, found: Activations) -> bool:
+    """Whether the weight is made of -1, 0 and 1 but for the factor that follows the product."""
+    if spec.exact is None or spec.exact.block_size:
+        return False
+    factor = np.abs(np.asarray(found.factor, np.float32)).reshape(-1, 1)
+    return bool(np.all((spec.exact.scale == factor) | (spec.exact.scale == 0)))
+
+
+def _left(item: Linear | Refusal, reason: Reason, detail: str, n: int, k: int) -> Layer:
+    return Layer(item.name, item.node.op_type, item.where, n, k, reason, detail)

@@ -1,0 +1,1 @@
+"""What models are run on: feeds of every kind, checked against the model's inputs."""

@@ -1,0 +1,328 @@
+"""Convert and plan with goals: find the recipe that reaches them, then do what it says.
+
+The road: try every candidate on every layer (candidates.py), weigh each layer by what its error does to the
+outputs (simulation.py), order all choices by loss saved for their price (frontier.py), and take the cheapest
+that reaches the goal when it is measured (search.py). What comes out is an ordinary recipe with a rule for
+each layer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnx_bitnet import files
+from onnx_bitnet.calibration.calibrate import Calibration, calibrate
+from onnx_bitnet.conversion.convert import convert_as_told, default_output, plan_as_told
+from onnx_bitnet.conversion.decide import Keep, check_rules, decide, keep_unseen, rule_for
+from onnx_bitnet.data.feeds import open_feeds
+from onnx_bitnet.data.padding import NONE, USUAL
+from onnx_bitnet.errors import EvaluationError, RecipeError
+from onnx_bitnet.planning.candidates import Trials
+from onnx_bitnet.planning.frontier import Option
+from onnx_bitnet.planning.goals import Goals
+from onnx_bitnet.planning.samples import Samples, apart, together
+from onnx_bitnet.planning.search import Group, Search, Settled
+from onnx_bitnet.recipe import Recipe
+from onnx_bitnet.report import FrontierPoint, Progress, Reason, Report
+from onnx_bitnet.rewrite.records import Linear
+from onnx_bitnet.rewrite.scan import prepare, scan
+from onnx_bitnet.validation.validate import Metric
+
+_DEFAULT_COSINE = 0.99
+_UNUSED = "the calibration data was not used: no step of this recipe needs any"
+
+
+def settle(
+    source: str | Path,
+    recipe: Recipe,
+    data: object = None,
+    *,
+    metric: Metric | None = None,
+    method: str = "auto",
+    workplace: Path,
+    strict: bool = False,
+    progress: Progress | None = None,
+) -> Settled:
+    """Find the recipe that reaches a recipe's goals.
+
+    Layers that a rule, keep_first or keep_last speak of, and exactly ternary ones, are not touched.
+
+    Args:
+        source: an ONNX model.
+        recipe: has goals.
+        data: feeds as `bn.calibrate` takes them, a Calibration, or None. Only feeds let a goal be measured.
+        metric: what `min_metric` is about.
+        method: how layers are weighed: `weights` (their own error), `outputs` (the error of the layer's
+            output, which needs data), `model` (the error of the model's outputs, one layer at a time, which
+            needs feeds), or `auto` for the last of these that is possible.
+        workplace: path of a model in an empty folder, in which conversions to measure are made by that name.
+        strict: as in `convert`, for these conversions.
+        progress: as in `convert`.
+
+    Raises:
+        RecipeError: the goals cannot be reached, or contradict one another.
+        DataError: the data cannot be read, or does not fit.
+    """
+    goals = Goals.of(recipe, metric)
+    recipe = _counting(source, recipe)
+    known, judge, samples = _data(source, recipe, data, method, goals)
+    groups = _groups(source, recipe, known, judge, progress)
+    search = Search(source, recipe, goals, groups, samples, workplace, strict=strict, progress=progress)
+    if samples is not None and method in ("auto", "model") and groups:
+        search.weigh()
+    return search.settle(known)
+
+
+def _counting(source: str | Path, recipe: Recipe) -> Recipe:
+    """Count padding where goals do: they are about all rows of an output, which may have one by token."""
+    outputs = files.read(source).model.graph.outputs
+    by_token = any(value.shape is None or len(value.shape) > 2 for value in outputs)
+    usual = recipe.mask == USUAL and (recipe.min_cosine is not None or recipe.min_sqnr is not None)
+    return recipe.replace(mask=NONE) if by_token and usual else recipe
+
+
+def _data(
+    source: str | Path, recipe: Recipe, data: object, method: str, goals: Goals
+) -> tuple[Calibration | None, Calibration | None, Samples | None]:
+    """Return what is known of layers' inputs, to round by and to judge with, and the data behind it."""
+    if data is None or isinstance(data, Calibration):
+        if method == "model" or (method == "outputs" and data is None):
+            raise RecipeError(f"method {method!r} needs data to run the model on; give feeds (data)")
+        if goals.metric is not None:
+            raise RecipeError("min_metric needs data to run the model on; give feeds (data)")
+        return data, data, None
+    feeds = open_feeds(files.read(source).model, data)
+    if not feeds.rereadable:
+        feeds = open_feeds(files.read(source).model, list(feeds))
+    samples = apart(feeds) if goals.any else together(feeds)
+    if method == "weights":
+        return None, None, samples
+    known = calibrate(source, samples.known, mask=recipe.mask)
+    judge = calibrate(source, samples.checks, mask=recipe.mask) if samples.apart else known
+    return known, judge, samples
+
+
+def _groups(
+    source: str | Path,
+    recipe: Recipe,
+    known: Calibration | None,
+    judge: Calibration | None,
+    progress: Progress | None,
+) -> list[Group]:
+    """Try all candidates on the layers that are the planner's to decide."""
+    model = files.read(source).model
+    prepare(model)
+    found = scan(model)
+    check_rules(recipe, found)
+    linears = [item for item in found if isinstance(item, Linear)]
+    trials = Trials(recipe)
+    groups: dict[Hashable, Group] = {}
+    for index, linear in enumerate(linears):
+        if progress is not None:
+            progress(index, len(linears), f"trying {linear.name}")
+        if keep_unseen(index, linears, recipe) is not None or rule_for(linear, recipe) is not None:
+            continue
+        same = groups.get(linear.weight.key)
+        if same is not None:
+            groups[linear.weight.key] = dataclasses.replace(same, names=(*same.names, linear.name))
+            continue
+        weight = _ordinary(linear, recipe)
+        if weight is not None:
+            statistics = known.layers.get(linear.name) if known is not None else None
+            judges = (judge.layers.get(linear.name) if judge is not None else None) or statistics
+            tried = tuple(trials.of(linear, weight, statistics, judges))
+            groups[linear.weight.key] = Group(linear, (linear.name,), tried, statistics, judges)
+    return list(groups.values())
+
+
+def _ordinary(linear: Linear, recipe: Recipe) -> np.ndarray | None:
+    """Return the weight of a layer that mode `auto` alone leaves float because it is not ternary."""
+    try:
+        weight = linear.weight.array()
+    except EvaluationError:
+        return None
+    decision = decide(linear, weight, recipe)
+    return weight if isinstance(decision, Keep) and decision.reason is Reason.NOT_TERNARY else None
+
+
+@dataclass(frozen=True)
+class RankedLayer:
+    """What a layer costs the model's outputs, by candidate.
+
+    Args:
+        names: the layer, and others that share its weight.
+        n: outputs.
+        k: inputs.
+        gain: loss of the outputs for each unit of noise over signal of the layer.
+        options: candidates with their bytes and the loss that is predicted for each.
+    """
+
+    names: tuple[str, ...]
+    n: int
+    k: int
+    gain: float
+    options: tuple[Option, ...]
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The layers that are open to choice, the most sensitive first, and the recipe that reaches the goals.
+
+    Args:
+        layers: sorted by the loss of their smallest option.
+        recipe: what `convert` takes.
+        frontier: see report.Report.
+        notes: sentences the user should read.
+    """
+
+    layers: tuple[RankedLayer, ...]
+    recipe: Recipe
+    frontier: tuple[FrontierPoint, ...]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as one JSON-able document."""
+        return {
+            "schema": "onnx_bitnet.sensitivity/1",
+            "layers": [dataclasses.asdict(layer) for layer in self.layers],
+            "recipe": self.recipe.to_dict(),
+            "frontier": [dataclasses.asdict(point) for point in self.frontier],
+            "notes": list(self.notes),
+        }
+
+
+def sensitivity(
+    source: str | Path,
+    data: object = None,
+    recipe: Recipe | Mapping[str, Any] | str | Path | None = None,
+    *,
+    metric: Metric | None = None,
+    method: str = "auto",
+    progress: Progress | None = None,
+) -> Sensitivity:
+    """Rank the layers of a model by what few bits in each cost the outputs, and find a recipe.
+
+    Args:
+        source: an ONNX model.
+        data: see `settle`.
+        recipe: its goals; without any, a cosine of 0.99.
+        metric: as in `convert`.
+        method: see `settle`.
+        progress: as in `convert`.
+    """
+    recipe = Recipe.parse(recipe)
+    recipe = recipe if recipe.has_goals else recipe.replace(min_cosine=_DEFAULT_COSINE)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder, default_output(source).name)
+        settled = settle(
+            source, recipe, data, metric=metric, method=method, workplace=place, progress=progress
+        )
+    layers = [
+        RankedLayer(
+            group.names, group.linear.weight.n, group.linear.weight.k, group.gain, tuple(group.options())
+        )
+        for group in settled.groups
+    ]
+    ranked = sorted(layers, key=lambda layer: -layer.options[0].loss)
+    return Sensitivity(tuple(ranked), settled.recipe, settled.frontier, settled.notes)
+
+
+def convert(
+    source: str | Path,
+    output: str | Path,
+    recipe: Recipe | Mapping[str, Any] | str | Path | None = None,
+    *,
+    data: object = None,
+    metric: Metric | None = None,
+    force: bool = False,
+    strict: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Convert a model's linear layers to packed ops and write it to a new file.
+
+    The input is never changed. The output, and its data file when the weights are large, appear only after
+    they have been read back and checked. If the recipe has goals, the layers' own recipe is found first: the
+    report tells it, and the frontier it was chosen from.
+
+    Args:
+        source: an ONNX model.
+        output: where to write; weights of more than 1 MiB go to `<output>.data` beside it.
+        recipe: a Recipe, a dict of its fields, or a path to a `.toml` or `.json` file; None for the defaults.
+        data: feeds as `bn.calibrate` takes them, or a Calibration: what the recipe needs to know about
+            activations, and what goals are measured on. The report says so when it was not used.
+        metric: for the goal `min_metric`: a function as `bn.validate` takes it.
+        force: overwrite existing output files.
+        strict: raise Refused, and write nothing, if a layer with a constant weight cannot be packed.
+        progress: called as progress(done, total, layer name) before each layer and once at the end.
+
+    Returns:
+        What became of each linear layer.
+
+    Raises:
+        RecipeError: the recipe is wrong, one of its rules matches nothing, or its goals cannot be reached.
+        ModelError: the model, its external data or a weight cannot be used.
+        DataError: the data cannot be read, or does not fit.
+        OutputError: the output exists, cannot be written, or does not read back as meant.
+        Refused: see strict.
+    """
+    recipe = Recipe.parse(recipe)
+    options: dict[str, Any] = {"strict": strict, "progress": progress}
+    if not recipe.has_goals:
+        return _with_notes(convert_as_told(source, output, recipe, data=data, force=force, **options))
+    output = Path(output)
+    files.check_output(files.read(source), output, force=force)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+        place = Path(folder, output.name)
+        settled = settle(source, recipe, data, metric=metric, workplace=place, **options)
+        if settled.conversion is None:
+            told = settled.recipe
+            report = convert_as_told(source, output, told, data=settled.data, force=force, **options)
+        else:
+            files.install(settled.conversion.path, output)
+            report = dataclasses.replace(settled.conversion.report, output=str(output))
+    return _with_search(report, settled)
+
+
+def plan(
+    source: str | Path,
+    recipe: Recipe | Mapping[str, Any] | str | Path | None = None,
+    *,
+    data: object = None,
+    metric: Metric | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Say what `convert` would do to each layer, without writing anything.
+
+    The report's output_bytes is what the files of `convert` would have, to the byte if their name is the
+    input's with `.bitnet.onnx`. Its recipe is what `convert` takes to do the same again, without looking for
+    it. Arguments and errors are those of `convert`.
+    """
+    recipe = Recipe.parse(recipe)
+    if not recipe.has_goals:
+        return _with_notes(plan_as_told(source, recipe, data=data, progress=progress))
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder, default_output(source).name)
+        settled = settle(source, recipe, data, metric=metric, workplace=place, progress=progress)
+    if settled.conversion is None:
+        report = plan_as_told(source, settled.recipe, data=settled.data, progress=progress)
+    else:
+        report = dataclasses.replace(settled.conversion.report, output=None)
+    return _with_search(report, settled)
+
+
+def _with_notes(report: Report) -> Report:
+    """Say so if data was given for nothing."""
+    return dataclasses.replace(report, notes=(*report.notes, _UNUSED)) if report.data_unused else report
+
+
+def _with_search(report: Report, settled: Settled) -> Report:
+    """Add what the recipe was chosen from; data that none of its steps needs served the choice."""
+    notes = (*settled.notes, *report.notes)
+    return dataclasses.replace(report, frontier=settled.frontier, notes=notes, data_unused=False)

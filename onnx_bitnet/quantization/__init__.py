@@ -1,0 +1,1 @@
+"""From float weights to packed codes and scales: arrays only, no graphs."""

@@ -1,0 +1,1 @@
+"""How far a converted model is from its reference, and where."""

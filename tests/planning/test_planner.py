@@ -1,0 +1,300 @@
+"""Goals: what the planner chooses reaches them, in few bytes, and its recipe does the same again."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from chains import K, chain, ordinary, ternary
+
+import onnx_bitnet as bn
+from onnx_bitnet.errors import OutputError, RecipeError
+from onnx_bitnet.planning.planner import sensitivity
+from onnx_bitnet.report import Reason
+from onnx_bitnet.validation import plots
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """Five layers, one of them exactly ternary, that matter more or less."""
+    weights = {
+        "a": ordinary(96),
+        "b": ordinary(K, 96, seed=3) / 8,
+        "t": ternary(K),
+        "c": ordinary(K, seed=4) / 8,
+        "d": ordinary(32, seed=5),
+    }
+    return chain(tmp_path_factory.mktemp("planner") / "in.onnx", weights)
+
+
+@pytest.fixture(scope="module")
+def data():
+    generator = np.random.default_rng(0)
+    return [{"x": generator.standard_normal((16, K), np.float32)} for _ in range(3)]
+
+
+@pytest.mark.parametrize("goal", [0.9, 0.99, 0.9999])
+def test_a_cosine_is_reached_when_validated(model, data, tmp_path, goal):
+    report = bn.convert(model, tmp_path / "out.onnx", {"min_cosine": goal}, data=data)
+    assert bn.validate(model, tmp_path / "out.onnx", data).passes(min_cosine=goal)
+    assert report.layers[2].lossless
+    assert sum(point.chosen for point in report.frontier) == 1
+    assert "the goals were measured on the data and are met" in report.notes
+
+
+def test_an_sqnr_is_reached_and_more_of_it_costs_more(model, data, tmp_path):
+    sizes = []
+    for goal in (8, 15, 30):
+        report = bn.convert(model, tmp_path / f"{goal}.onnx", {"min_sqnr": goal}, data=data)
+        assert bn.validate(model, tmp_path / f"{goal}.onnx", data).passes(min_sqnr=goal)
+        sizes.append(sum(layer.packed_bytes or 4 * layer.n * layer.k for layer in report.layers))
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[2]
+
+
+@pytest.mark.parametrize("with_data", [False, True])
+def test_a_size_is_kept_and_used(model, data, tmp_path, with_data):
+    everything = bn.plan(model, {"rules": [("*", "int8")]}).output_bytes
+    size = everything - 4000
+    report = bn.convert(
+        model, tmp_path / "in.bitnet.onnx", {"max_size": size}, data=data if with_data else None
+    )
+    assert size - 4000 < report.output_bytes <= size
+    assert (tmp_path / "in.bitnet.onnx").stat().st_size == report.output_bytes
+    assert all(layer.converted for layer in report.layers)
+
+
+def test_the_recipe_converts_alike_and_the_plan_says_the_same(model, data, tmp_path):
+    goals = {"min_cosine": 0.99}
+    plan = bn.plan(model, goals, data=data)
+    report = bn.convert(model, tmp_path / "in.bitnet.onnx", goals, data=data)
+    assert (plan.layers, plan.output_bytes) == (report.layers, report.output_bytes)
+    assert plan.recipe["min_cosine"] is None
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(plan.recipe))
+    bn.convert(model, tmp_path / "again.onnx", path, data=data)
+    assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "in.bitnet.onnx").read_bytes()
+
+
+def test_without_data_it_says_that_it_guessed(model):
+    plan = bn.plan(model, {"min_cosine": 0.99})
+    assert plan.notes[0] == (
+        "the loss was predicted from errors of the weights alone, and not measured; give feeds (data)"
+    )
+    assert any(layer.converted for layer in plan.layers)
+    assert all(point.measured is None for point in plan.frontier)
+
+
+def test_enough_batches_are_held_apart_to_measure_on(model, data, tmp_path):
+    batches = [*data, {"x": data[0]["x"][::-1].copy()}, {"x": -data[1]["x"]}]
+    report = bn.convert(model, tmp_path / "out.onnx", {"min_cosine": 0.98}, data=batches)
+    assert bn.validate(model, tmp_path / "out.onnx", batches[2:3]).passes(min_cosine=0.98)
+    assert "on every fourth batch, rounded by the others" in report.notes[0]
+    assert bn.validate(model, tmp_path / "out.onnx", batches).passes(min_cosine=0.98)
+
+
+def test_a_metric_of_the_user_s_is_reached(model, data, tmp_path):
+    exact = []
+
+    def nearness(_, outputs):
+        """How near the outputs come to the first that it is shown, which are the float model's."""
+        values = np.concatenate([batch["d.y"] for batch in outputs])
+        exact.append(values)
+        return 1 - float(np.linalg.norm(values - exact[0]) / np.linalg.norm(exact[0]))
+
+    sizes = []
+    for least in (0.8, 0.98):
+        exact.clear()
+        path = tmp_path / f"{least}.onnx"
+        report = bn.convert(model, path, {"min_metric": least}, data=data, metric=nearness)
+        assert bn.validate(model, path, data, metric=nearness).passes(min_metric=least)
+        sizes.append(report.output_bytes)
+    assert sizes[0] < sizes[1]
+
+
+def test_a_metric_and_its_value_go_together(model, data):
+    def metric(*_):
+        return 1.0
+
+    with pytest.raises(RecipeError, match="min_metric and metric go together"):
+        bn.plan(model, {"min_metric": 0.9}, data=data)
+    with pytest.raises(RecipeError, match="min_metric and metric go together"):
+        bn.plan(model, {"min_cosine": 0.9}, data=data, metric=metric)
+    with pytest.raises(RecipeError, match="min_metric needs data"):
+        bn.plan(model, {"min_metric": 0.9}, metric=metric)
+
+
+def test_activations_get_eight_bits_where_that_costs_little(model, data):
+    """A goal that lossy weights reach leaves room for them; one that wants all but everything does not."""
+    bits = [
+        {layer.activation_bits for layer in bn.plan(model, {"min_cosine": goal}, data=data).converted}
+        for goal in (0.98, 0.999999)
+    ]
+    assert 8 in bits[0]
+    assert 16 in bits[1]
+    given = bn.plan(model, {"min_cosine": 0.98, "activation_bits": 16}, data=data).converted
+    assert {layer.activation_bits for layer in given} == {16}
+
+
+def test_the_frontier_says_what_time_each_choice_takes(model, data):
+    points = bn.plan(model, {"min_cosine": 0.98}, data=data).frontier
+    assert points[-1].time == 1
+    assert 0 < points[0].time < 0.5
+
+
+def test_padding_counts_where_goals_count_it(model, data, tmp_path):
+    """Goals are about all rows of an output; if it has one for each token, padding is among them."""
+    proto = onnx.load(model)
+    for value in (proto.graph.input[0], proto.graph.output[0]):
+        width = value.type.tensor_type.shape.dim[1].dim_value
+        del value.type.tensor_type.shape.dim[:]
+        for size in ("batch", "sequence", width):
+            dim = value.type.tensor_type.shape.dim.add()
+            setattr(dim, "dim_param" if isinstance(size, str) else "dim_value", size)
+    onnx.save(proto, tmp_path / "tokens.onnx")
+    batches = [{"x": batch["x"][None]} for batch in data]
+    assert bn.plan(tmp_path / "tokens.onnx", {"min_cosine": 0.9}, data=batches).recipe["mask"] == "none"
+    assert bn.plan(model, {"min_cosine": 0.9}, data=data).recipe["mask"] == "attention_mask"
+
+
+def test_what_the_planner_rotates_and_fits_is_its_own_choice(model, data):
+    layers = [
+        layer for layer in bn.plan(model, {"min_cosine": 0.985}, data=data).layers if not layer.lossless
+    ]
+    assert any(layer.rotation for layer in layers)
+    stock = bn.plan(model, {"min_cosine": 0.985, "target": "ort"}, data=data)
+    assert not any(layer.rotation for layer in stock.layers)
+
+
+@pytest.mark.parametrize("with_data", [False, True])
+def test_offsets_and_goals_go_together(model, data, with_data):
+    for goal in ({"max_size": 50000}, {"min_cosine": 0.9}):
+        assert bn.plan(model, {"offset": True, **goal}, data=data if with_data else None).frontier
+
+
+def test_nothing_is_left_beside_the_output(model, data, tmp_path):
+    bn.convert(model, tmp_path / "out.onnx", {"min_cosine": 0.9}, data=data)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.onnx"]
+    with pytest.raises(RecipeError):
+        bn.convert(model, tmp_path / "no.onnx", {"max_size": 1000}, data=data)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.onnx"]
+
+
+def test_a_calibration_is_used_in_place_of_feeds(model, data):
+    calibration = bn.calibrate(model, data)
+    plan = bn.plan(model, {"max_size": 40000}, data=calibration)
+    assert "weighted by the data's statistics" in plan.notes[0]
+
+
+def test_data_that_can_be_read_once_is_enough(model, data):
+    assert bn.plan(model, {"min_cosine": 0.9}, data=iter(data)) == bn.plan(
+        model, {"min_cosine": 0.9}, data=data
+    )
+
+
+def test_rules_and_kept_layers_are_not_the_planner_s(model, data):
+    plan = bn.plan(model, {"max_size": 50000, "keep_first": True, "rules": [("layer.b", "int8")]}, data=data)
+    assert plan.layers[0].reason is Reason.KEPT_FIRST
+    assert plan.layers[1].planes == 4
+
+
+def test_a_layer_that_matters_gets_more_bits(tmp_path, data):
+    """The second layer feeds only a hundredth of the output."""
+    source = chain(tmp_path / "chain.onnx", {"a": ordinary(K), "b": ordinary(K, seed=2)})
+    proto = onnx.load(source)
+    proto.graph.node[0].input[0], proto.graph.node[1].input[0] = "x", "x"
+    proto.graph.node.extend(
+        [
+            onnx.helper.make_node("Mul", ["b.y", "hundredth"], ["small"]),
+            onnx.helper.make_node("Add", ["a.y", "small"], ["y"]),
+        ]
+    )
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(0.01), "hundredth"))
+    proto.graph.output[0].name = "y"
+    onnx.save(proto, source)
+    plan = bn.plan(source, {"min_cosine": 0.995}, data=data)
+    a, b = plan.layers
+    assert b.packed_bytes < a.packed_bytes
+    assert b.format == "t5"
+    assert b.planes == 1
+
+
+def test_stock_ops_can_be_planned_too(model, data, tmp_path):
+    report = bn.convert(model, tmp_path / "out.onnx", {"min_cosine": 0.99, "target": "ort"}, data=data)
+    assert bn.validate(model, tmp_path / "out.onnx", data).passes(min_cosine=0.99)
+    assert {layer.format for layer in report.converted} <= {"nbits2", "nbits4", "nbits8"}
+
+
+def test_tied_layers_are_decided_together(tmp_path, data):
+    proto = onnx.load(chain(tmp_path / "in.onnx", {"a": ordinary(K), "b": ordinary(K)}))
+    proto.graph.node[1].input[1] = "a"
+    onnx.save(proto, tmp_path / "tied.onnx")
+    plan = bn.plan(tmp_path / "tied.onnx", {"min_cosine": 0.99}, data=data)
+    assert [layer.shared_with for layer in plan.layers] == [None, "layer.a"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ({"max_size": 1000}, r"max_size = 1000 cannot be met: the smallest choice has \d+ bytes"),
+        ({"max_size": 20000, "min_cosine": 0.999}, "the smallest choice that reaches the other goals has"),
+        (
+            {"min_cosine": 1},
+            "the goals cannot be reached: with every layer float that is open to choice, output",
+        ),
+        ({"max_size": "many"}, "max_size = 'many' is no size"),
+        ({"min_cosine": 2}, "min_cosine = 2 is no number above 0 up to 1"),
+        ({"min_sqnr": 10, "mode": "ternary"}, "mode 'ternary' has nothing to choose"),
+        ({"max_size": 10, "target": "float"}, "target 'float' has nothing to choose"),
+    ],
+)
+def test_what_cannot_be_is_said(model, data, recipe, message):
+    with pytest.raises(RecipeError, match=message):
+        bn.plan(model, recipe, data=data)
+
+
+def test_sizes_are_read_as_people_write_them():
+    assert [bn.Recipe(max_size=size).max_size for size in ("200MB", "1.5 GiB", "12kb", 7)] == [
+        200_000_000,
+        3 << 29,
+        12_000,
+        7,
+    ]
+
+
+def test_layers_are_ranked_and_the_recipe_converts(model, data, tmp_path):
+    found = sensitivity(model, data, {"min_cosine": 0.98})
+    smallest = [layer.options[0].loss for layer in found.layers]
+    assert smallest == sorted(smallest, reverse=True)
+    assert {layer.names for layer in found.layers} == {(f"layer.{name}",) for name in "abcd"}
+    bn.convert(model, tmp_path / "out.onnx", found.recipe, data=data)
+    assert bn.validate(model, tmp_path / "out.onnx", data).passes(min_cosine=0.98)
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("method", ["weights", "outputs", "model"])
+def test_layers_are_weighed_in_three_ways(model, data, method):
+    found = sensitivity(model, data, method=method)
+    gains = {layer.gain for layer in found.layers}
+    assert (gains == {1.0}) == (method != "model")
+    losses = [option.loss for option in found.layers[0].options]
+    assert losses[-1] == 0
+    assert losses[0] == max(losses)
+
+
+def test_weighing_needs_data(model):
+    for method in ("outputs", "model"):
+        with pytest.raises(RecipeError, match=f"method '{method}' needs data"):
+            sensitivity(model, method=method)
+
+
+def test_the_frontier_is_drawn(model, tmp_path):
+    pytest.importorskip("matplotlib")
+    plan = bn.plan(model, {"max_size": 60000})
+    for name in ("plot.svg", "plot.png"):
+        plots.frontier(plan.frontier, tmp_path / name)
+        assert (tmp_path / name).stat().st_size > 4000
+    with pytest.raises(OutputError, match="nothing to draw"):
+        plots.frontier((), tmp_path / "no.svg")
