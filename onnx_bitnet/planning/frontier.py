@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-# What the time of a product in float is worth in bytes: 1 % of its weight.
-_WORTH = 0.04
+# What the time of a product in float is worth in bytes: 10 % of its weight. On MiniLM at a cosine of 0.99 the
+# plan is a third faster for it, and 1 % larger.
+_WORTH = 0.4
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def test_filters_leave_the_others_out(limits, tmp_path):
         tmp_path / "out.json",
     )
     rows = json.loads((tmp_path / "out.json").read_text())["kernels"]
-    assert {row["kernel"] for row in rows} == {"dot_i2s_scalar", "dot_w4_scalar", "dot_w8_scalar"}
+    assert {row["kernel"] for row in rows} == {f"dot_{form}_scalar" for form in ("i2s", "w4", "w8", "t5")}
 
 
 def test_instructions_are_counted_by_a_program_that_starts():
@@ -133,7 +133,8 @@ def test_memory_of_sessions_is_bounded(tmp_path):
 def test_a_decoder_is_timed():
     small = ("--geometry", "tiny", "--threads", 1, "--prefill", 8, "--decode", 2, "--rounds", 1)
     shown = run("decoder.py", *small, "--head", "int8", "--types")
-    assert "| ours, head int8 | 1 |" in shown
+    assert "| ours, i2s, head int8 | 1 |" in shown
+    assert "| ours, t5, head int8 | 1 |" in shown
     assert "| MatMulI2S |" in shown
 
 
