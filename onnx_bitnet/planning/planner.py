@@ -101,7 +101,8 @@ def _data(
     feeds = open_feeds(files.read(source).model, data)
     if not feeds.rereadable:
         feeds = open_feeds(files.read(source).model, list(feeds))
-    samples = apart(feeds) if goals.any else together(feeds)
+    # A user's metric may know, by their order, what belongs to all of the batches.
+    samples = apart(feeds) if goals.any and goals.metric is None else together(feeds)
     if method == "weights":
         return None, None, samples
     known = calibrate(source, samples.known, mask=recipe.mask)

@@ -1,4 +1,4 @@
-"""The data of a search: all of it, and which batches are rounded by while the others judge."""
+"""The data of a search: all of it, and what part of it is rounded by while the other judges."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_bitnet.data.feeds import Feeds
+from onnx_bitnet.data.inputs import Batch
 
-# One batch of so many judges.
+# One batch, or sample, of so many judges.
 _SHARE = 4
+# Samples of few batches of which a fourth still tells something.
+_LEAST = 32
 
 
 @dataclass(frozen=True)
@@ -35,14 +38,44 @@ class Samples:
 
 
 def apart(feeds: Feeds) -> Samples:
-    """Hold every fourth batch apart, or none if there are fewer than four."""
+    """Hold every fourth batch apart; with fewer than four, every fourth sample, where batches can be cut."""
+    whole = feeds
     if sum(1 for _ in zip(range(_SHARE), feeds.source(), strict=False)) < _SHARE:
-        return together(feeds)
+        if not _can_be_cut(feeds):
+            return together(feeds)
+        feeds = _cut(feeds)
     return Samples(
-        feeds,
+        whole,
         _chosen(feeds, lambda index: index % _SHARE != _SHARE - 2),
         _chosen(feeds, lambda index: index % _SHARE == _SHARE - 2),
     )
+
+
+def _can_be_cut(feeds: Feeds) -> bool:
+    """Whether the first axis of all inputs is one of any size, and there are samples enough."""
+    axes = {item.shape[0] if item.shape else 0 for item in feeds.inputs}
+    if len(axes) != 1 or not isinstance(axes.pop(), str):
+        return False
+    sizes = [_samples(batch) for batch in feeds]
+    return min(sizes) >= _SHARE and sum(sizes) >= _LEAST
+
+
+def _samples(batch: Batch) -> int:
+    sizes = {array.shape[0] for array in batch.values()}
+    return sizes.pop() if len(sizes) == 1 else 0
+
+
+def _cut(feeds: Feeds) -> Feeds:
+    """Return feeds with batches of every fourth sample, from the first, second, third and fourth on."""
+
+    def source() -> Iterator[tuple[str, object]]:
+        for label, batch in feeds.source():
+            if isinstance(batch, Mapping):
+                for start in range(_SHARE):
+                    part = {name: np.asarray(array)[start::_SHARE] for name, array in batch.items()}
+                    yield f"{label}, every fourth sample from {start} on", part
+
+    return dataclasses.replace(feeds, source=source, count=0)
 
 
 def together(feeds: Feeds) -> Samples:

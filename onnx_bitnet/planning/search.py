@@ -6,6 +6,7 @@ import dataclasses
 import glob
 import math
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -67,10 +68,12 @@ class Group:
         return len(self.names) * self.linear.weight.n * self.linear.weight.k
 
     def options(self) -> list[Option]:
-        """Return the trials as the solver wants them."""
+        """Return the trials as the solver wants them: nothing but float loses nothing, as the last resort."""
+        *others, _ = self.trials
+        losses = [max(self.gain * trial.error, sys.float_info.min) for trial in others] + [0.0]
         return [
-            Option(t.candidate.name, t.nbytes, self.gain * t.error, t.time * self.products)
-            for t in self.trials
+            Option(trial.candidate.name, trial.nbytes, loss, trial.time * self.products)
+            for trial, loss in zip(self.trials, losses, strict=True)
         ]
 
 
@@ -383,7 +386,7 @@ class Search:
             return []
         how = ""
         if self._samples.apart:
-            how = ": on every fourth batch, rounded by the others, then on all of it, rounded by all"
+            how = ": on a fourth of it, rounded by the rest, then on all of it, rounded by all"
         return [f"the goals were measured on the data and are met{how}"]
 
     def _recipe_of(self, point: Point) -> Recipe:
