@@ -2,9 +2,10 @@
 
     python bench/decoder.py [--geometry bitnet-2b4t] [--threads 1 2] [--prefill 128 512] [--rounds 3]
 
-In every round each program in turn, in a process of its own, opens its model, reads a prompt of each length
-and generates. The table has the best round. CPU seconds are those of the whole process: with one thread they
-are near the time that the work would take on an idle machine; more threads also spend them on waiting.
+In every round each program in turn, in a process of its own, opens its model, reads the longest prompt once,
+which brings memory and the rows of the embedding, then a prompt of each length, and generates. The table has
+the best round. CPU seconds are those of the whole process: with one thread they are near the time that the
+work would take on an idle machine; more threads also spend them on waiting.
 llama.cpp is the one in the wheel `xllamacpp`; its files, which the wheel `gguf` writes, have a head of 4 bits
 (Q4_0), ours that of --head. The last table says where our time goes, by onnxruntime's profiler.
 """
@@ -72,7 +73,7 @@ def measure(program: str, path: Path, threads: int, prefill: list[int], decode: 
     start, cpu = time.perf_counter(), time.process_time()
     work = {"ours": ours, "llama.cpp": llama}[program](path, threads)
     result: dict[str, Any] = {"start": _since(start, cpu)}
-    work(4, 2)
+    work(max(prefill), 2)
     for n in prefill:
         start, cpu = time.perf_counter(), time.process_time()
         work(n, 1)
