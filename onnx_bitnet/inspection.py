@@ -14,7 +14,7 @@ from onnx_bitnet import files
 from onnx_bitnet.report import KEPT
 from onnx_bitnet.rewrite.packed import PackedNode, packed_nodes
 from onnx_bitnet.rewrite.records import Linear
-from onnx_bitnet.rewrite.scan import scan
+from onnx_bitnet.rewrite.scan import scan, state_ranks
 
 SCHEMA = "onnx_bitnet.inspection/1"
 
@@ -97,6 +97,7 @@ def describe(file: files.ModelFile) -> Inspection:
         ModelError: one of its packed layers is damaged.
     """
     model = file.model
+    state_ranks(model)
     metadata = dict(model.metadata_props)
     return Inspection(
         path=str(file.path),

@@ -65,7 +65,7 @@ _EXPLANATIONS = {
     Reason.WEIGHT_NOT_EVALUATED: "the constant subgraph behind the weight could not be evaluated",
     Reason.WEIGHT_TOO_WIDE: "too many inputs share a scale for 32-bit sums; use blocks or 32 activation bits",
     Reason.ACTIVATION_TYPE: "the activations are neither float32 nor float16",
-    Reason.RANK_UNKNOWN: "the rank of the activations is not known; run shape inference first",
+    Reason.RANK_UNKNOWN: "the rank of the activations is not known, and shape inference does not find it",
     Reason.CONV_NOT_POINTWISE: "only 1x1 convolutions of stride 1 without padding or groups are linear",
     Reason.EINSUM_NOT_LINEAR: "the equation is not a product with one constant matrix",
     Reason.TRANSPOSED_BATCH: "the batch dimensions are transposed",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -24,14 +24,12 @@ class Tap:
         inputs: names of the values that the nodes of the layer read.
         y: name of the value that they make.
         note: why the layer cannot be looked at; empty if it can.
-        op: name of the packed op; that of the layer, unless it is fused with others.
     """
 
     layer: str
     inputs: tuple[str, ...] = ()
     y: str = ""
     note: str = ""
-    op: str = ""
 
 
 def find_taps(reference: ir.Model, got: ir.Model) -> tuple[Tap, ...]:
@@ -40,23 +38,24 @@ def find_taps(reference: ir.Model, got: ir.Model) -> tuple[Tap, ...]:
     Raises:
         ModelError: a packed op of `got` is malformed.
     """
-    known = values(reference)
-    return tuple(tap for found in replaced(got) for tap in _taps(found, got.graph, known))
+    known, made = values(reference), values(got)
+    return tuple(tap for found in replaced(got) for tap in _taps(found, made, known))
 
 
-def _taps(found: Replaced, graph: ir.Graph, known: Mapping[str, ir.Value]) -> Iterator[Tap]:
+def _taps(found: Replaced, made: Mapping[str, ir.Value], known: Mapping[str, ir.Value]) -> Iterator[Tap]:
     ys = found.node.metadata_props.get(Y, "").split(SEPARATOR)
     layers = found.node.metadata_props.get(LAYERS, found.layer).split(SEPARATOR)
     for layer, y in zip(layers, ys, strict=False):
-        yield replace(_tap(layer, found.layer, y, found.node, graph, known), op=found.layer)
+        yield _tap(layer, y, found.node, made, known)
 
 
-def _tap(layer: str, op: str, y: str, node: ir.Node, graph: ir.Graph, known: Mapping[str, ir.Value]) -> Tap:
-    if node.graph is not graph:
+def _tap(
+    layer: str, y: str, node: ir.Node, made: Mapping[str, ir.Value], known: Mapping[str, ir.Value]
+) -> Tap:
+    if node.outputs[0].name not in made:
         return Tap(layer, note="it is inside a subgraph or function, whose values are out of reach")
-    nodes = _layer_nodes(op, graph)
-    made = {value.name for part in nodes for value in part.outputs}
-    if y not in made:
+    nodes = _layer_nodes(made[y], known) if y in made else []
+    if node not in nodes:
         return Tap(layer, note="the model has no record of its float layer; convert it again")
     inputs = [value.name for value in _outer_values(nodes) if value.name]
     for name in (y, *inputs):
@@ -67,11 +66,23 @@ def _tap(layer: str, op: str, y: str, node: ir.Node, graph: ir.Graph, known: Map
     return Tap(layer, tuple(inputs), y)
 
 
-def _layer_nodes(layer: str, graph: ir.Graph) -> list[ir.Node]:
-    nodes = [node for node in graph if node.metadata_props.get(LAYER) == layer]
-    producers = (value.producer() for node in nodes for value in node.inputs if value is not None)
-    rotations = [node for node in producers if node and node.op_type == HADAMARD and node.domain == DOMAIN]
-    return [*dict.fromkeys(rotations), *nodes]
+def _layer_nodes(y: ir.Value, outer: Container[str]) -> list[ir.Node]:
+    """Return the nodes that a layer became, in order: those that make y from values called as in `outer`.
+
+    Some may be other layers', too: what brings x into the basis of all that read it.
+    """
+    found: set[ir.Node] = set()
+    todo = [y]
+    while todo:
+        node = todo.pop().producer()
+        if node is not None and node not in found and _is_of_a_layer(node):
+            found.add(node)
+            todo += [value for value in node.inputs if value is not None and value.name not in outer]
+    return [node for node in y.graph or () if node in found]
+
+
+def _is_of_a_layer(node: ir.Node) -> bool:
+    return LAYER in node.metadata_props or (node.domain, node.op_type) == (DOMAIN, HADAMARD)
 
 
 def _outer_values(nodes: Iterable[ir.Node]) -> Iterator[ir.Value]:
@@ -138,11 +149,12 @@ def layers_alone(
     }
     bits = {"activation_bits": ir.AttrInt64("activation_bits", 32)} if float_x else {}
     constants: dict[str, ir.Value] = {}
+    known = values(got)
     nodes: list[ir.Node] = []
     outputs = []
     for index, tap in taps:
         made: dict[str, ir.Value] = {}
-        for node in _layer_nodes(tap.op, got.graph):
+        for node in _layer_nodes(known[tap.y], tap.inputs):
             copy = _copy(node, index, made, inputs, constants)
             copy.attributes.update({key: bits[key] for key in bits if key in copy.attributes})
             nodes.append(copy)

@@ -96,7 +96,7 @@ def replace_plain(
     """
     declare(model, linear.root, "", opset_version(linear.root))
     edit = Edit(linear, shared)
-    x, step = edit.turn(model, edit.enter(), rotation), None
+    x, step = edit.enter(model, rotation), None
     half = activation_bits == 32 and plain.format == "float16" and bias_shift is None
     dtype = ir.DataType.FLOAT16 if half else ir.DataType.FLOAT
     x = x if half else edit.to_float32(x)

@@ -113,7 +113,7 @@ def replace(
     op_type = PANEL_OP if layout == "panel" else FORMATS[quantized.format].op_type
     _declare_op(model, linear.root, op_type)
     edit = Edit(linear, shared or Shared.of(model))
-    x = edit.turn(model, edit.enter(), rotation)
+    x = edit.enter(model, rotation)
     packed = edit.packed(quantized, layout)
     node = ir.Node(
         DOMAIN,
@@ -150,8 +150,12 @@ class Edit:
             return self.linear.name
         return unique(self.linear.name, self.shared.node_names)
 
-    def enter(self) -> ir.Value:
-        """Return the activations (..., K)."""
+    def enter(self, model: ir.Model, rotation: Rotation | None) -> ir.Value:
+        """Return the activations (..., K), in the basis of the rotation if there is one."""
+        return self.turn(model, rotation) if rotation else self.laid_out()
+
+    def laid_out(self) -> ir.Value:
+        """Return the activations (..., K) as they are."""
         x = self.linear.x
         for reshaping in self.linear.before:
             x = self.reshape(x, reshaping)
@@ -238,15 +242,14 @@ class Edit:
         key = (weight.key, id(made), suffix)
         return self.shared.constant(self.graph, key, f"{weight.name}.{suffix}", array, alive=made)
 
-    def turn(self, model: ir.Model, x: ir.Value, rotation: Rotation | None) -> ir.Value:
-        """Return x in the basis of the rotation, if there is one, computed where it is needed first."""
-        if rotation is None:
-            return x
+    def turn(self, model: ir.Model, rotation: Rotation) -> ir.Value:
+        """Return the activations (..., K) in the basis of the rotation, made where they are needed first."""
         _declare_op(model, self.linear.root, HADAMARD)
         key = ("rotation", self.linear.x.name, self.linear.before, rotation.block_size)
         found = self.shared.constants.get((key, self.graph))
         if found is not None:
             return found[0]
+        x = self.laid_out()
         k = rotation.signs.size
         signs = self.constant(f"{DOMAIN}.signs.{k}", rotation.signs)
         node = ir.Node(

@@ -19,6 +19,7 @@ from onnx_bitnet.rewrite.constants import Constant
 from onnx_bitnet.rewrite.epilogue import absorb
 from onnx_bitnet.rewrite.functions import DOMAIN, FLOAT16_OPSET, OPSETS
 from onnx_bitnet.rewrite.origins import Facts, OpId, opset_version, subgraphs, survey
+from onnx_bitnet.rewrite.ranks import state_shapes
 from onnx_bitnet.rewrite.records import Linear, Refusal, Site, unique
 
 _MICROSOFT = "com.microsoft"
@@ -65,7 +66,17 @@ def scan(model: ir.Model) -> tuple[Linear | Refusal, ...]:
 def prepare(model: ir.Model) -> bool:
     """Bring a model into the form that is scanned, in place; return whether it was computed in bfloat16."""
     inline_weight_arguments(model)
+    state_ranks(model)
     return widen(model)
+
+
+def state_ranks(model: ir.Model) -> None:
+    """Infer the shapes of operands where a layer needs a rank that the model does not state."""
+    refused = (found for found in scan(model) if isinstance(found, Refusal))
+    nodes = (found.node for found in refused if found.reason is Reason.RANK_UNKNOWN)
+    unknown = {value for node in nodes for value in node.inputs if value is not None and value.shape is None}
+    if unknown:
+        state_shapes(model, unknown)
 
 
 def inline_weight_arguments(model: ir.Model) -> None:

@@ -43,7 +43,7 @@ def replace_stock(
     """
     declare(model, linear.root, _DOMAIN)
     edit = Edit(linear, shared)
-    x = edit.to_float32(edit.turn(model, edit.enter(), rotation))
+    x = edit.to_float32(edit.enter(model, rotation))
     constants = [
         edit.tensor(packed.format, packed.weight, packed),
         edit.tensor("scale", packed.scale, packed),

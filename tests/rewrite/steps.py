@@ -15,7 +15,7 @@ from onnx_bitnet import runtime
 from onnx_bitnet.rewrite.cleanup import cleanup
 from onnx_bitnet.rewrite.records import Linear, Refusal
 from onnx_bitnet.rewrite.replace import Shared, replace
-from onnx_bitnet.rewrite.scan import inline_weight_arguments, scan
+from onnx_bitnet.rewrite.scan import prepare, scan
 
 Outputs = list[np.ndarray]
 
@@ -33,7 +33,7 @@ def find_one(model: onnx.ModelProto) -> Linear | Refusal:
 def convert(model: onnx.ModelProto, activation_bits: int = 32) -> onnx.ModelProto:
     """Pack every layer of an exactly ternary model; the argument stays as it is."""
     result = ir.from_proto(model)
-    inline_weight_arguments(result)
+    prepare(result)
     shared = Shared.of(result)
     packed = {}
     for linear in scan(result):

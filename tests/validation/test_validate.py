@@ -14,6 +14,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import onnx_bitnet as bn
 from onnx_bitnet.errors import DataError, ModelError
 from onnx_bitnet.rewrite.functions import DOMAIN, FUNCTIONS
 from onnx_bitnet.validation.metrics import Accumulator, Metrics
@@ -268,6 +269,24 @@ def test_layers_that_feed_each_other_and_have_several_nodes(tmp_path):
     assert_close(layers["first"].local, expected([(a, quantized)]))
     assert_close(layers["second"].local, expected([(y, a.T @ TERNARY[1].T + x)]))
     assert_close(layers["second"].accumulated, expected([(y, quantized.T @ TERNARY[1].T + x)]))
+
+
+def test_layers_that_share_an_input_transposed_and_rotated(tmp_path):
+    """The second layer reads what nodes of the first one made of their input."""
+    rng = np.random.default_rng(1)
+    weights = {name: rng.standard_normal((6, 16, 1, 1)).astype(np.float32) for name in ("a", "b")}
+    nodes = [helper.make_node("Conv", ["x", name], [f"y{name}"], name=name) for name in weights]
+    outputs = [value(f"y{name}", ("n", 6, 5, 5)) for name in weights]
+    reference = save(tmp_path / "float.onnx", nodes, weights, [value("x", ("n", 16, 5, 5))], outputs)
+    got = tmp_path / "packed.onnx"
+    bn.convert(reference, got, {"mode": "ternary", "rotation": "hadamard:16", "activation_bits": 32})
+    feeds = [{"x": rng.standard_normal((2, 16, 5, 5)).astype(np.float32)}]
+    result = validate(reference, got, feeds)
+    local = {f"y{layer.name}": layer.local for layer in result.layers}
+    for output in result.outputs:
+        assert_close(local[output.name], output.metrics)
+    kinds = [node.op_type for node in onnx.load(got).graph.node]
+    assert kinds == ["Transpose", "BlockHadamard", "MatMulI2S", "Transpose", "MatMulI2S", "Transpose"]
 
 
 def test_constants_of_a_layer_may_come_from_constant_nodes(tmp_path):
