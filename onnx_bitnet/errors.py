@@ -23,6 +23,10 @@ class EvaluationError(ModelError):
     """The constant subgraph that makes a weight cannot be computed."""
 
 
+class NotFinite(ModelError):
+    """Few bits in one layer make a later one's input NaN or infinite."""
+
+
 class DataError(BitNetError):
     """The feeds do not fit the model's inputs, or the data file cannot be read."""
 

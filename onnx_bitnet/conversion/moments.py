@@ -19,7 +19,7 @@ from onnx_bitnet.conversion.stages import Stages
 from onnx_bitnet.data.feeds import open_feeds
 from onnx_bitnet.data.padding import USUAL, check_mask, tokens
 from onnx_bitnet.data.replay import Replay, replayed
-from onnx_bitnet.errors import DataError, ModelError, RecipeError
+from onnx_bitnet.errors import DataError, ModelError, NotFinite, RecipeError
 from onnx_bitnet.quantization.compensate import Moments
 from onnx_bitnet.recipe import Recipe
 from onnx_bitnet.rewrite.scan import prepare, scan
@@ -84,6 +84,7 @@ class Inputs:
 
         Raises:
             DataError: the calibration lacks second moments.
+            NotFinite: the model computes NaN or infinity because of what was replaced.
             ModelError: a model cannot be run, or computes NaN or infinity.
         """
         if isinstance(self._data, Calibration):
@@ -115,10 +116,11 @@ class Inputs:
         if theirs is not None:
             next(theirs, None)  # so that it notes what it kept
         if not np.isfinite(second).all() or not np.isfinite(sums).all():
-            raise ModelError(
-                f"{self._path}: the input {source.value!r} of layer {source.layers[0]!r} "
-                "holds NaN or infinity"
-            )
+            what = f"the input {source.value!r} of layer {source.layers[0]!r} holds NaN or infinity"
+            if np.isfinite(sums[1]).all():
+                what += " once layers before it are packed; give those more bits, or keep them float"
+                raise NotFinite(f"{self._path}: {what}")
+            raise ModelError(f"{self._path}: {what}")
         return Moments(rows, second, cross, *(sums / max(rows, 1)))
 
 

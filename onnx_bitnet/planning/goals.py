@@ -12,6 +12,9 @@ from onnx_bitnet.validation.metrics import Metrics
 from onnx_bitnet.validation.validate import Metric
 from onnx_bitnet.validation.validation import Validation
 
+ALL_LOST = 1.0
+"""The loss of outputs that have nothing to do with what they should be."""
+
 
 @dataclass(frozen=True)
 class Goals:
@@ -53,7 +56,10 @@ class Goals:
         return None if self.min_sqnr is None else float(10 ** (-self.min_sqnr / 10))
 
     def loss(self, outputs: Mapping[str, Metrics]) -> float:
-        """Return how bad the worst float output is: 1 - cosine, or noise over signal for `min_sqnr` alone."""
+        """Return how bad the worst float output is: 1 - cosine, or noise over signal for `min_sqnr` alone.
+
+        One that is not finite has ALL_LOST.
+        """
         graded = [metrics for metrics in outputs.values() if metrics.agreement is None]
         if self.min_sqnr is not None and self.min_cosine is None:
             return max((10 ** (-_number(metrics.sqnr_db) / 10) for metrics in graded), default=0.0)
@@ -65,4 +71,4 @@ class Goals:
 
 
 def _number(value: float | None) -> float:
-    return -math.inf if value is None or math.isnan(value) else value
+    return 0.0 if value is None or math.isnan(value) else value

@@ -287,7 +287,7 @@ def convert(
             report = convert_as_told(source, output, told, data=settled.data, force=force, **options)
         else:
             files.install(settled.conversion.path, output)
-            report = dataclasses.replace(settled.conversion.report, output=str(output))
+            report = dataclasses.replace(settled.conversion.told(), output=str(output))
     return _with_search(report, settled)
 
 
@@ -314,7 +314,7 @@ def plan(
     if settled.conversion is None:
         report = plan_as_told(source, settled.recipe, data=settled.data, progress=progress)
     else:
-        report = dataclasses.replace(settled.conversion.report, output=None)
+        report = dataclasses.replace(settled.conversion.told(), output=None)
     return _with_search(report, settled)
 
 

@@ -7,7 +7,7 @@ import glob
 import math
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,16 +18,17 @@ from onnx_bitnet.calibration.activations import LayerStatistics
 from onnx_bitnet.calibration.calibrate import Calibration
 from onnx_bitnet.conversion.convert import convert_as_told, plan_as_told
 from onnx_bitnet.data.feeds import Feeds
-from onnx_bitnet.errors import RecipeError
+from onnx_bitnet.errors import NotFinite, RecipeError
 from onnx_bitnet.planning.candidates import KEEP, Trial
 from onnx_bitnet.planning.frontier import Option, Point, frontier, uniform, within
-from onnx_bitnet.planning.goals import Goals
+from onnx_bitnet.planning.goals import ALL_LOST, Goals
 from onnx_bitnet.planning.probe import Probe, noise_to_signal
 from onnx_bitnet.planning.samples import Samples, first
 from onnx_bitnet.planning.simulation import Simulation, Weights
 from onnx_bitnet.recipe import Recipe, Rule
 from onnx_bitnet.report import FrontierPoint, Progress, Report
 from onnx_bitnet.rewrite.records import Linear
+from onnx_bitnet.validation.metrics import Metrics
 from onnx_bitnet.validation.validate import validate
 
 # Samples that the model is run on to weigh the layers; the goal itself is measured on all that judge.
@@ -52,7 +53,8 @@ class Group:
         trials: every candidate tried, `KEEP` last.
         statistics: what is known of its inputs, to round by.
         judge: the same of the data to measure on.
-        gain: loss of the outputs for each unit of error of the layer.
+        gain: loss of the outputs for each unit of error of the layer; infinite if few bits in it make values
+            infinite or NaN, so that it had better stay float.
     """
 
     linear: Linear
@@ -70,11 +72,14 @@ class Group:
     def options(self) -> list[Option]:
         """Return the trials as the solver wants them: nothing but float loses nothing, as the last resort."""
         *others, _ = self.trials
-        losses = [max(self.gain * trial.error, sys.float_info.min) for trial in others] + [0.0]
+        losses = [max(self._loss(trial.error), sys.float_info.min) for trial in others] + [0.0]
         return [
             Option(trial.candidate.name, trial.nbytes, loss, trial.time * self.products)
             for trial, loss in zip(self.trials, losses, strict=True)
         ]
+
+    def _loss(self, error: float) -> float:
+        return self.gain * error if math.isfinite(self.gain) else ALL_LOST
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,16 +87,26 @@ class Conversion:
     """A choice that was converted and measured.
 
     Args:
-        report: of the conversion.
+        report: of the conversion; None if it could not be finished, because values ceased to be finite.
         path: the model; it is there as long as the folder of the search, unless goals are missed.
         loss: of the outputs.
         missed: which goals are missed, in words.
     """
 
-    report: Report
+    report: Report | None
     path: Path
     loss: float
     missed: tuple[str, ...]
+
+    def told(self) -> Report:
+        """Return the report.
+
+        Raises:
+            NotFinite: there is none.
+        """
+        if self.report is None:
+            raise NotFinite(self.missed[0])
+        return self.report
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,11 +202,11 @@ class Search:
         variants = [partial(rounded, place) for place in inside]
         found = simulation.measure(first(self._samples.checks, _SAMPLES), variants, tick)
         gains = {
-            place: self._goals.loss(metrics) / errors[place]
+            place: math.inf if _breaks(metrics) else self._goals.loss(metrics) / errors[place]
             for place, metrics in zip(inside, found, strict=True)
-            if errors[place] > 0 and math.isfinite(self._goals.loss(metrics))
+            if errors[place] > 0
         }
-        typical = float(np.median(list(gains.values()) or [1.0]))
+        typical = float(np.median([gain for gain in gains.values() if math.isfinite(gain)] or [1.0]))
         self._groups = [
             dataclasses.replace(group, gain=math.sqrt(gains.get(place, typical) * typical))
             for place, group in enumerate(self._groups)
@@ -318,21 +333,25 @@ class Search:
             return found
         best = self._convert(point, everything, everything, "all")
         size = self._recipe.max_size
-        fits = not isinstance(size, int) or best.report.output_bytes <= size
-        return best if fits and not best.missed else found
+        if best.missed:
+            return found
+        return best if not isinstance(size, int) or best.told().output_bytes <= size else found
 
     def _convert(self, point: Point, data: Feeds, checks: Feeds, place: str) -> Conversion:
         folder = self._workplace.parent / place
         folder.mkdir()
         output = folder / self._workplace.name
-        report = convert_as_told(
-            self._source,
-            output,
-            self._recipe_of(point),
-            data=data,
-            strict=self._strict,
-            progress=self._progress,
-        )
+        try:
+            report = convert_as_told(
+                self._source,
+                output,
+                self._recipe_of(point),
+                data=data,
+                strict=self._strict,
+                progress=self._progress,
+            )
+        except NotFinite as error:
+            return Conversion(None, output, ALL_LOST, (str(error),))
         result = validate(self._source, output, checks, layers=False, metric=self._goals.metric)
         missed = self._goals.missed(result)
         if missed:
@@ -370,7 +389,7 @@ class Search:
             group.trials[index].candidate is not KEEP
             for group, index in zip(self._groups, point.options, strict=True)
         ):
-            return self._converted(point).report.output_bytes
+            return self._converted(point).told().output_bytes
         data = calibration if self._samples is None else self._samples.everything
         return plan_as_told(self._source, self._recipe_of(point), data=data).output_bytes
 
@@ -395,6 +414,11 @@ class Search:
             for name in group.names:
                 rules.append(Rule.parse({"match": glob.escape(name), **group.trials[index].candidate.rule}))
         return self._recipe.without_goals().replace(rules=(*self._recipe.rules, *rules))
+
+
+def _breaks(outputs: Mapping[str, Metrics]) -> bool:
+    """Return whether some values are not finite that should be, or the other way round."""
+    return any(metrics.nonfinite_differ for metrics in outputs.values())
 
 
 def _first_within(points: Sequence[Point], allowed: float) -> int:

@@ -11,7 +11,7 @@ import pytest
 from chains import K, chain, ordinary, ternary
 
 import onnx_bitnet as bn
-from onnx_bitnet.errors import OutputError, RecipeError
+from onnx_bitnet.errors import NotFinite, OutputError, RecipeError
 from onnx_bitnet.planning.candidates import KEEP, Candidate
 from onnx_bitnet.planning.frontier import hull
 from onnx_bitnet.planning.planner import sensitivity
@@ -224,6 +224,40 @@ def test_a_layer_that_matters_gets_more_bits(tmp_path, data):
     assert b.packed_bytes < a.packed_bytes
     assert b.format == "t5"
     assert b.planes == 1
+
+
+@pytest.fixture(scope="module")
+def logarithmic(tmp_path_factory, data):
+    """A layer whose outputs are all positive, by so little that few bits make the logarithm of some NaN."""
+    source = chain(tmp_path_factory.mktemp("log") / "in.onnx", {"a": ordinary(K), "b": ordinary(K, seed=2)})
+    proto = onnx.load(source)
+    weight = onnx.numpy_helper.to_array(proto.graph.initializer[0])
+    least = np.concatenate([batch["x"] for batch in data]) @ weight
+    shift = (least.min(axis=0) - 1e-4).astype(np.float32)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(shift, "shift"))
+    nodes = [
+        proto.graph.node[0],
+        onnx.helper.make_node("Sub", ["a.y", "shift"], ["positive"]),
+        onnx.helper.make_node("Log", ["positive"], ["log"]),
+        proto.graph.node[1],
+    ]
+    nodes[3].input[0] = "log"
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    onnx.save(proto, source)
+    return source
+
+
+def test_what_makes_values_not_finite_is_not_chosen(logarithmic, data, tmp_path):
+    report = bn.convert(logarithmic, tmp_path / "out.onnx", {"min_cosine": 0.99}, data=data)
+    assert bn.validate(logarithmic, tmp_path / "out.onnx", data).passes(min_cosine=0.99)
+    assert [layer.converted for layer in report.layers] == [False, True]
+
+
+def test_values_that_cease_to_be_finite_are_told(logarithmic, data, tmp_path):
+    with pytest.raises(NotFinite, match=r"the input 'log' of layer '\S+' holds NaN .* once layers before it"):
+        bn.convert(logarithmic, tmp_path / "out.onnx", {"mode": "ternary"}, data=data)
+    assert not list(tmp_path.iterdir())
 
 
 def test_stock_ops_can_be_planned_too(model, data, tmp_path):
