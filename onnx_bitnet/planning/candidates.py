@@ -169,7 +169,7 @@ class Trials:
             if spec.measured and linear.bias is None:
                 nbytes += 4 * weight.shape[0]  # for the bias that restores the means
             trials += self._with_activations(Trial(candidate, nbytes, error, 0.0), weight, spec, judge)
-        return [*trials, Trial(KEEP, linear.weight.nbytes, 0.0, 1.0)]
+        return [*trials, Trial(KEEP, linear.weight.file_bytes, 0.0, 1.0)]
 
     def _with_activations(
         self, trial: Trial, weight: np.ndarray, spec: LayerSpec, judge: LayerStatistics | None

@@ -7,7 +7,8 @@ import glob
 import math
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from onnx_bitnet.report import FrontierPoint, Progress, Report
 from onnx_bitnet.rewrite.records import Linear
 from onnx_bitnet.validation.metrics import Metrics
 from onnx_bitnet.validation.validate import validate
+from onnx_bitnet.validation.validation import Validation
 
 # Samples that the model is run on to weigh the layers; the goal itself is measured on all that judge.
 _SAMPLES = 32
@@ -227,6 +229,9 @@ class Search:
         if self._recipe.max_size is not None:
             assert isinstance(self._recipe.max_size, int)
             chosen = self._fitting(layers, chosen, self._recipe.max_size, rest, calibration)
+        conversion = None
+        if self._samples is not None:
+            chosen, conversion = self._finished(chosen, points)
         measured = {options: real.loss for options, real in self._real.items()}
         listed = tuple(
             FrontierPoint(
@@ -244,7 +249,7 @@ class Search:
             listed,
             tuple(self._notes(calibration)),
             calibration if self._samples is None else None,
-            self._final(chosen) if self._samples is not None else None,
+            conversion,
         )
 
     def _settled(self, points: Sequence[Point]) -> Point:
@@ -266,16 +271,11 @@ class Search:
                 break
         if reached is not None:
             return points[reached]
-        step = 1
-        while self._converted(points[index]).missed:
-            if index == len(points) - 1:
-                why = (
-                    f"with every layer float that is open to choice, {self._converted(points[-1]).missed[0]}"
-                )
-                raise RecipeError(f"the goals cannot be reached: {why}")
-            index = min(index + step, len(points) - 1)
-            step *= 2
-        return points[index]
+        for point in _onward(points[index:]):
+            if not self._converted(point).missed:
+                return point
+        why = f"with every layer float that is open to choice, {self._converted(points[-1]).missed[0]}"
+        raise RecipeError(f"the goals cannot be reached: {why}")
 
     def _or_uniform(self, found: Point, layers: Sequence[Sequence[Option]]) -> Point:
         """Return the largest smaller choice that is the same for all layers, if it reaches the goals as well.
@@ -321,25 +321,34 @@ class Search:
         """Convert a choice by the batches that are for it, and measure it on those that judge."""
         assert self._samples is not None
         if point.options not in self._real:
-            place = str(len(self._real))
-            self._real[point.options] = self._convert(point, self._samples.known, self._samples.checks, place)
+            self._real[point.options] = self._convert(point, self._samples.known, self._samples.checks)
         return self._real[point.options]
 
-    def _final(self, point: Point) -> Conversion:
-        """Convert a choice by all data: what is rounded by more of it is better on what it has not seen."""
+    def _finished(self, chosen: Point, points: Sequence[Point]) -> tuple[Point, Conversion]:
+        """Return the choice and its conversion, or a more exact one if it misses goals on all data."""
+        for point in _onward([chosen, *(point for point in points if point.loss < chosen.loss)]):
+            found = self._by_all(point)
+            if found is not None:
+                return point, found
+        raise RecipeError("the goals cannot be reached on all of the data")
+
+    def _by_all(self, point: Point) -> Conversion | None:
+        """Convert a choice by all data: what is rounded by more of it is better on what it has not seen.
+
+        The conversion by a part of it is the other one there is. None if both miss the goals on all data.
+        """
         assert self._samples is not None
         found, everything = self._converted(point), self._samples.everything
         if not self._samples.apart:
-            return found
-        best = self._convert(point, everything, everything, "all")
+            return None if found.missed else found
+        best = self._convert(point, everything, everything)
         size = self._recipe.max_size
-        if best.missed:
-            return found
-        return best if not isinstance(size, int) or best.told().output_bytes <= size else found
+        if not best.missed and (not isinstance(size, int) or best.told().output_bytes <= size):
+            return best
+        return None if found.missed or self._goals.missed(self._measured(found.path, everything)) else found
 
-    def _convert(self, point: Point, data: Feeds, checks: Feeds, place: str) -> Conversion:
-        folder = self._workplace.parent / place
-        folder.mkdir()
+    def _convert(self, point: Point, data: Feeds, checks: Feeds) -> Conversion:
+        folder = Path(tempfile.mkdtemp(dir=self._workplace.parent))
         output = folder / self._workplace.name
         try:
             report = convert_as_told(
@@ -352,12 +361,15 @@ class Search:
             )
         except NotFinite as error:
             return Conversion(None, output, ALL_LOST, (str(error),))
-        result = validate(self._source, output, checks, layers=False, metric=self._goals.metric)
+        result = self._measured(output, checks)
         missed = self._goals.missed(result)
         if missed:
             shutil.rmtree(folder)
         loss = self._goals.loss({output.name: output.metrics for output in result.outputs})
         return Conversion(report, output, loss, missed)
+
+    def _measured(self, output: Path, checks: Feeds) -> Validation:
+        return validate(self._source, output, checks, layers=False, metric=self._goals.metric)
 
     def _fitting(
         self,
@@ -414,6 +426,13 @@ class Search:
             for name in group.names:
                 rules.append(Rule.parse({"match": glob.escape(name), **group.trials[index].candidate.rule}))
         return self._recipe.without_goals().replace(rules=(*self._recipe.rules, *rules))
+
+
+def _onward(points: Sequence[Point]) -> Iterator[Point]:
+    """Yield the first point, others in steps that double, and the last."""
+    last = len(points) - 1
+    for place in sorted({0, last, *(1 << bit for bit in range(last.bit_length()))}):
+        yield points[place]
 
 
 def _breaks(outputs: Mapping[str, Metrics]) -> bool:

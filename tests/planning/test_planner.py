@@ -254,6 +254,19 @@ def test_what_makes_values_not_finite_is_not_chosen(logarithmic, data, tmp_path)
     assert [layer.converted for layer in report.layers] == [False, True]
 
 
+def test_goals_are_reached_on_all_data_and_not_on_what_was_held_apart_alone(tmp_path):
+    """What the third batch shows is easy; what the others do is small beside weights that they do not see."""
+    generator = np.random.default_rng(0)
+    seen, unseen = np.split(np.linalg.qr(generator.standard_normal((K, K)))[0], [2], axis=1)
+    weight = 300 * seen @ generator.standard_normal((2, 32)) + ordinary(32)
+    source = chain(tmp_path / "in.onnx", {"a": weight.astype(np.float32), "b": ordinary(32, 32, seed=5)})
+    easy = generator.standard_normal((32, 2)) @ seen.T
+    hard = 10 * generator.standard_normal((3, 32, K - 2)) @ unseen.T
+    data = [{"x": x.astype(np.float32)} for x in (hard[0], hard[1], easy, hard[2])]
+    bn.convert(source, tmp_path / "out.onnx", {"min_cosine": 0.999}, data=data)
+    assert bn.validate(source, tmp_path / "out.onnx", data).passes(min_cosine=0.999)
+
+
 def test_values_that_cease_to_be_finite_are_told(logarithmic, data, tmp_path):
     with pytest.raises(NotFinite, match=r"the input 'log' of layer '\S+' holds NaN .* once layers before it"):
         bn.convert(logarithmic, tmp_path / "out.onnx", {"mode": "ternary"}, data=data)
