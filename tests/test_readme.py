@@ -30,13 +30,16 @@ def test_python_blocks_run(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore")  # the exporter's own
 def test_blocks_with_torch_run_and_their_model_converts(tmp_path, monkeypatch):
     pytest.importorskip("torch", reason="install the extra [torch]")
+    chain(tmp_path / "model.onnx", {"body": ordinary(K), "head": ordinary(8)})
+    np.savez(tmp_path / "feeds.npz", x=ordinary(K, 4))
     monkeypatch.chdir(tmp_path)
     for block in BLOCKS:
         if "torch" in block:
             exec(compile(block, "README.md", "exec"), {})
-    report = bn.convert("student.onnx", "packed.onnx", bn.Recipe(mode="lossless", activation_bits=8))
-    assert report.lossless
-    assert len(report.converted) == 2
+    for model in ("student", "ternary"):
+        report = bn.convert(f"{model}.onnx", f"{model}.packed.onnx", bn.Recipe(mode="lossless"))
+        assert report.lossless
+        assert [layer.activation_bits for layer in report.converted] == [8, 8]
 
 
 def test_commands_run(tmp_path):

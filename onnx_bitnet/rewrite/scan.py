@@ -48,7 +48,7 @@ _QUANTIZED = frozenset(
         (_MICROSOFT, "QGemm"),
     }
 )
-_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
 
 def scan(model: ir.Model) -> tuple[Linear | Refusal, ...]:
@@ -203,7 +203,7 @@ def _argument_attribute(site: Site) -> Refusal | None:
 def _unsuitable(linear: Linear, site: Site) -> Refusal | None:
     """Refuse types and opsets for which there is no op."""
     weight = linear.weight
-    if weight.dtype not in _FLOATS:
+    if weight.dtype not in FLOATS:
         return site.refuse(Reason.WEIGHT_TYPE, f"weight {weight.name!r} is {weight.dtype.name}", weight)
     if linear.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
         return site.refuse(Reason.ACTIVATION_TYPE, f"{linear.x.name!r} is {linear.dtype.name}", weight)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -25,7 +25,8 @@ class Settings:
         learning_rate: of AdamW at its peak; it rises over `warm_up` and then falls to 0 as a cosine.
         warm_up: share of the steps.
         harden: share of the steps in which `progress` of the layers goes from 0 to 1; with 0 it is always 1.
-        match: globs on the names of modules whose outputs are matched besides the model's own.
+        match: globs on the names of modules whose outputs are matched besides the model's own; in
+            `distill_onnx` on those of nodes and values.
         match_weight: weight of the mean of their losses; the model's own outputs have weight 1.
         bfloat16: run matrix products in bfloat16: 5 times as fast on CPUs with AVX512-BF16 or AMX.
     """
@@ -75,29 +76,50 @@ def distill(
         RecipeError: a glob of `settings.match` matches no module of both models.
         DataError: there are no batches.
     """
+    with _watched(student, settings.match) as seen, _watched(teacher, settings.match) as meant:
+
+        def losses(batch: Any) -> tuple[Tensor, Tensor]:
+            with torch.no_grad():
+                expected = _call(teacher, batch)
+            output_loss = mean_loss(_call(student, batch), expected)
+            matched = (_all(outputs[name] for name in sorted(meant)) for outputs in (seen, meant))
+            return output_loss, mean_loss(*matched)
+
+        return train(student, batches, losses, settings, on_step)
+
+
+def train(
+    student: nn.Module,
+    batches: Iterable[Any],
+    losses: Callable[[Any], tuple[Tensor, Tensor]],
+    settings: Settings,
+    on_step: Callable[[Step], None],
+) -> list[Step]:
+    """Train a student's parameters in place; see `distill`.
+
+    Args:
+        student: holds the parameters, and the layers that `settings.harden` is about.
+        batches: started again when they end.
+        losses: returns the losses of outputs and of what is matched besides, for a batch.
+        settings: see Settings.
+        on_step: called after each step.
+    """
     parameters = [p for p in student.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, settings.learning_rate, (0.9, 0.98), weight_decay=0, fused=True)
     inputs = _endless(batches)
     history = []
-    with _watched(student, settings.match) as seen, _watched(teacher, settings.match) as meant:
-        for number in range(1, settings.steps + 1):
-            part = number / settings.steps
-            optimizer.param_groups[0]["lr"] = settings.learning_rate * _slope(part, settings.warm_up)
-            set_progress(student, min(1.0, part / settings.harden) if settings.harden else 1.0)
-            batch = next(inputs)
-            with torch.autocast(parameters[0].device.type, torch.bfloat16, enabled=settings.bfloat16):
-                with torch.no_grad():
-                    expected = _call(teacher, batch)
-                got = _call(student, batch)
-            output_loss = _mean_loss(got, expected)
-            match_loss = _mean_loss(
-                *(_all(outputs[name] for name in sorted(meant)) for outputs in (seen, meant))
-            )
-            optimizer.zero_grad()
-            (output_loss + settings.match_weight * match_loss).backward()
-            optimizer.step()
-            history.append(Step(number, output_loss.item(), match_loss.item()))
-            on_step(history[-1])
+    for number in range(1, settings.steps + 1):
+        part = number / settings.steps
+        optimizer.param_groups[0]["lr"] = settings.learning_rate * _slope(part, settings.warm_up)
+        set_progress(student, min(1.0, part / settings.harden) if settings.harden else 1.0)
+        batch = next(inputs)
+        with torch.autocast(parameters[0].device.type, torch.bfloat16, enabled=settings.bfloat16):
+            output_loss, match_loss = losses(batch)
+        optimizer.zero_grad()
+        (output_loss + settings.match_weight * match_loss).backward()
+        optimizer.step()
+        history.append(Step(number, output_loss.item(), match_loss.item()))
+        on_step(history[-1])
     set_progress(student, 1.0)
     return history
 
@@ -161,7 +183,8 @@ def _all(results: Iterable[Any]) -> list[Tensor]:
     return found
 
 
-def _mean_loss(got: list[Tensor], expected: list[Tensor]) -> Tensor:
+def mean_loss(got: Sequence[Tensor], expected: Sequence[Tensor]) -> Tensor:
+    """Return the mean of the losses of some tensors (..., channels), 0 if there are none."""
     if not expected:
         return torch.zeros(())
     return torch.stack([_loss(g.float(), e.float()) for g, e in zip(got, expected, strict=True)]).mean()
