@@ -156,6 +156,23 @@ typedef struct {
 } bn_moments_args;
 typedef void bn_moments_fn(const bn_moments_args *a);
 
+/* optimum: of each group of a row, the scale s that minimizes the sum of (w - s t)^2 over all t in {-1, 0, 1}
+ * (levels 3) or {-1, 0, 1, 2} (levels 4, s of either sign); 0 for zeros. */
+typedef struct {
+    const float *w; /* (groups.k), finite */
+    float *scale;   /* (groups.count) */
+    uint32_t *keys; /* room for bn_optimum_keys(groups) */
+    bn_groups groups;
+    int levels;
+} bn_optimum_args;
+typedef void bn_optimum_fn(const bn_optimum_args *a);
+
+/* Two lists of weights, one more to sort by, and a vector behind each. */
+static inline size_t bn_optimum_keys(const bn_groups *groups)
+{
+    return 3 * (groups->length + 16);
+}
+
 /* How one plane treats a group of weights that share a scale:
  *     t = (w f > low) - (w f < -low) + (w f > high),    code = t + 1,    w ~ scale t,
  * with 0 <= low <= high, both finite or not; high is infinity with three levels. */

@@ -5,13 +5,13 @@
 #include "quantize.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "check.h"
 #include "dispatch.h"
 #include "formats.h"
 #include "half.h"
 #include "layout.h"
-#include "least_squares.h"
 
 /* A cursor over the groups of rows, with the grid's planes taken off. */
 typedef struct {
@@ -74,25 +74,6 @@ int bn_moments(const bn_weight *w, const bn_grid *grid, size_t first, size_t las
     return 0;
 }
 
-/* Terms are summed in lanes, as kernel.h tells. */
-static void group_products(const float *w, size_t count, const bn_step *step, double *products)
-{
-    double a[BN_LANES] = {0}, b[BN_LANES] = {0};
-    const bn_step s = *step;
-    for (size_t i = 0; i < count; i += BN_LANES) {
-        const size_t lanes = count - i < BN_LANES ? count - i : BN_LANES;
-        for (size_t j = 0; j < lanes; j++) {
-            const float scaled = w[i + j] * s.factor;
-            const float t =
-                (float)((scaled > s.low) + (scaled > s.high) - (scaled < -s.low));
-            a[j] += (double)scaled * (double)t;
-            b[j] += (double)(t * t);
-        }
-    }
-    products[0] = bn_sum_lanes(a);
-    products[1] = bn_sum_lanes(b);
-}
-
 int bn_products(const bn_weight *w, const bn_grid *grid, size_t first, size_t last, double *products)
 {
     cursor c;
@@ -104,33 +85,12 @@ int bn_products(const bn_weight *w, const bn_grid *grid, size_t first, size_t la
         const bn_step *steps = step_of(&c, grid->planes - 1, row);
         for (size_t g = 0; g < c.groups.count; g++, products += 2) {
             const size_t length = bn_group_length(&c.groups, g);
-            group_products(x, length, &steps[g], products);
+            bn_group_products(x, length, &steps[g], products);
             x += length;
         }
     }
     close_cursor(&c);
     return 0;
-}
-
-int bn_least_squares(const bn_weight *w, const bn_grid *grid, int levels, size_t first, size_t last,
-                     float *scale)
-{
-    cursor c;
-    if (open_cursor(&c, w, grid, first, last))
-        return -1;
-    uint32_t *keys = malloc(4 * c.groups.length * sizeof *keys);
-    scale += first * c.groups.count;
-    for (size_t row = first; row < last && keys != NULL; row++) {
-        const float *x = next_row(&c, row, grid->planes);
-        for (size_t g = 0; g < c.groups.count; g++) {
-            const size_t length = bn_group_length(&c.groups, g);
-            *scale++ = bn_best_scale(x, length, levels, keys);
-            x += length;
-        }
-    }
-    close_cursor(&c);
-    free(keys);
-    return keys == NULL ? -1 : 0;
 }
 
 int bn_histogram(const bn_weight *w, const bn_grid *grid, size_t first, size_t last, uint64_t *count,
@@ -193,6 +153,99 @@ int bn_assign(const bn_weight *w, const bn_grid *grid, size_t first, size_t last
     }
     *difference = check.difference;
     close_cursor(&c);
+    bn_check_close(&check);
+    return 0;
+}
+
+/* A cursor over rows that fits steps to each. */
+typedef struct {
+    cursor at;
+    bn_fitter fitter;
+    size_t planes;
+    bn_step *steps; /* (planes, groups) of a row */
+} fitting;
+
+static int open_fitting(fitting *f, const bn_weight *w, const bn_rule *rule, const bn_grid *grid,
+                        size_t first, size_t last)
+{
+    if (open_cursor(&f->at, w, grid, first, last))
+        return -1;
+    f->planes = grid->planes;
+    f->steps = malloc(grid->planes * f->at.groups.count * sizeof *f->steps);
+    if (f->steps == NULL || bn_fitter_open(&f->fitter, rule, f->at.groups, w->isas)) {
+        free(f->steps);
+        close_cursor(&f->at);
+        return -1;
+    }
+    return 0;
+}
+
+static void close_fitting(fitting *f)
+{
+    bn_fitter_close(&f->fitter);
+    free(f->steps);
+    close_cursor(&f->at);
+}
+
+/* Fits the planes of a row x, and writes their codes where `weight` is not NULL.  Returns 0 if a scale cannot
+ * be held. */
+static int fit_row(fitting *f, const float *x, size_t row, uint8_t *weight)
+{
+    const size_t groups = f->at.groups.count, row_bytes = bn_row_bytes(f->at.groups.k);
+    for (size_t p = 0; p < f->planes; p++) {
+        bn_step *steps = f->steps + p * groups;
+        uint8_t *bytes = weight == NULL ? NULL : weight + (p * f->at.rows.w->n + row) * row_bytes;
+        float *rest = p + 1 < f->planes ? f->at.rest : NULL;
+        if (!bn_fit_row(&f->fitter, x, steps))
+            return 0;
+        f->at.assign(&(bn_assign_args){x, steps, bytes, rest, f->at.groups});
+        x = f->at.rest;
+    }
+    return 1;
+}
+
+int bn_fit(const bn_weight *w, const bn_rule *rule, size_t planes, size_t block_size, size_t first,
+           size_t last, bn_step *steps, int *held)
+{
+    fitting f;
+    if (open_fitting(&f, w, rule, &(bn_grid){NULL, planes, w->n, block_size}, first, last))
+        return -1;
+    const size_t groups = f.at.groups.count;
+    *held = 1;
+    for (size_t row = first; row < last && *held; row++) {
+        *held = fit_row(&f, bn_rows_next(&f.at.rows, row), row, NULL);
+        for (size_t p = 0; p < planes && *held; p++)
+            memcpy(steps + (p * w->n + row) * groups, f.steps + p * groups, groups * sizeof *steps);
+    }
+    close_fitting(&f);
+    return 0;
+}
+
+int bn_quantize(const bn_weight *w, const bn_rule *rule, size_t first, size_t last, float *scale,
+                uint8_t *weight, const bn_packed *packed, bn_difference *difference, int *held)
+{
+    const bn_grid grid = {NULL, packed->planes, w->n, packed->block_size};
+    bn_check check;
+    fitting f;
+    if (bn_check_open(&check, packed, w->type))
+        return -1;
+    if (open_fitting(&f, w, rule, &grid, first, last)) {
+        bn_check_close(&check);
+        return -1;
+    }
+    const size_t groups = f.at.groups.count;
+    *held = 1;
+    for (size_t row = first; row < last && *held; row++) {
+        const float *x = bn_rows_next(&f.at.rows, row);
+        *held = fit_row(&f, x, row, weight);
+        for (size_t p = 0; p < packed->planes && *held; p++)
+            for (size_t g = 0; g < groups; g++)
+                scale[(p * w->n + row) * groups + g] = f.steps[p * groups + g].scale;
+        if (*held)
+            bn_check_row(&check, x, row);
+    }
+    *difference = check.difference;
+    close_fitting(&f);
     bn_check_close(&check);
     return 0;
 }

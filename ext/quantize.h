@@ -7,7 +7,7 @@
 #ifndef BN_QUANTIZE_H
 #define BN_QUANTIZE_H
 
-#include "weight.h"
+#include "fit.h"
 
 /* The planes chosen so far: step[p][row][group], with one row for all outputs or n rows. */
 typedef struct {
@@ -24,11 +24,6 @@ int bn_moments(const bn_weight *w, const bn_grid *grid, size_t first, size_t las
  * the planes before leave of w.  The best scale for these t is f a / b when f is 1 or -1. */
 int bn_products(const bn_weight *w, const bn_grid *grid, size_t first, size_t last,
                 double *products /* (n, groups, 2) */);
-
-/* The scale of each group of a row that minimizes the sum of (r - scale t)^2 over all t in
- * {-1, 0, 1} (levels 3) or {-1, 0, 1, 2} (levels 4, scale of either sign). */
-int bn_least_squares(const bn_weight *w, const bn_grid *grid, int levels, size_t first, size_t last,
-                     float *scale /* (n, groups) */);
 
 /* Adds r to bins by the upper 16 bits of its float pattern: how many, and the sum of the lower 16. */
 enum { BN_BINS = 1 << 16 };
@@ -64,6 +59,17 @@ typedef struct {
 int bn_assign(const bn_weight *w, const bn_grid *grid, size_t first, size_t last,
               uint8_t *weight /* (planes, n, ceil(k / 4)) */, const bn_packed *packed,
               bn_difference *difference);
+
+/* Fits `planes` planes to each row by a rule, each to what the planes before leave, and writes their steps.
+ * *held is 0 if a scale is no normal number of the rule's type; then not all is written. */
+int bn_fit(const bn_weight *w, const bn_rule *rule, size_t planes, size_t block_size, size_t first,
+           size_t last, bn_step *steps /* (planes, n, groups) */, int *held);
+
+/* bn_fit and bn_assign in one: each row is read once.  `scale`, with a row for each output, is that of
+ * `packed`, too. */
+int bn_quantize(const bn_weight *w, const bn_rule *rule, size_t first, size_t last,
+                float *scale /* (planes, n, groups) */, uint8_t *weight, const bn_packed *packed,
+                bn_difference *difference, int *held);
 
 /* The same for q = clamp(rint(w factor)) to `bits` bits, written as planes of the base-4 digits of
  * q + 2^(bits - 1), highest first. */

@@ -156,6 +156,14 @@ cdef extern from "kernel.h" nogil:
         double *moments
         bn_groups groups
     ctypedef void bn_moments_fn(const bn_moments_args *)
+    ctypedef struct bn_optimum_args:
+        const float *w
+        float *scale
+        uint32_t *keys
+        bn_groups groups
+        int levels
+    ctypedef void bn_optimum_fn(const bn_optimum_args *)
+    size_t bn_optimum_keys(const bn_groups *groups)
     ctypedef struct bn_step:
         float factor, low, high, scale
     ctypedef struct bn_assign_args:

@@ -591,6 +591,19 @@ def row_moments(const float[::1] w, double[:, ::1] out, *, size_t block_size=0, 
         fn(&args)
 
 
+def row_optimum(const float[::1] w, float[::1] scale, int levels, *, size_t block_size=0, isa):
+    """Run the kernel `optimum f32` of one instruction set on one row: w (K,) to scale (groups,)."""
+    cdef bn_optimum_args args
+    args.groups = _row_groups(w.shape[0], block_size)
+    _require(scale.shape[0] == args.groups.count, "scale must be (groups,)")
+    _require(levels in (3, 4), f"levels is {levels}, expected 3 or 4")
+    cdef bn_optimum_fn *fn = <bn_optimum_fn *>_kernel("optimum", "f32", isa)
+    cdef uint32_t[::1] keys = np.empty(bn_optimum_keys(&args.groups), np.uint32)
+    args.w, args.scale, args.levels, args.keys = &w[0], &scale[0], levels, &keys[0]
+    with nogil:
+        fn(&args)
+
+
 def row_assign(
     const float[::1] w,
     const float[:, ::1] steps,
@@ -845,6 +858,17 @@ cdef extern from "weight.h" nogil:
     int bn_weight_nonfinite(const bn_weight *w, size_t first, size_t last, size_t *count, size_t *where)
     int bn_weight_magnitudes(const bn_weight *w, size_t first, size_t last, float *magnitude, int *ternary)
 
+cdef extern from "fit.h" nogil:
+    ctypedef enum bn_rounding:
+        BN_ROUND_ABSMEAN, BN_ROUND_TWN, BN_ROUND_MSE
+    ctypedef struct bn_rule:
+        bn_rounding rounding
+        int levels
+        bn_weight_type scale_type
+    bn_step bn_step_of_moments(const bn_rule *rule, const double *moments, size_t count)
+    bn_step bn_finish_twn(const bn_rule *rule, bn_step step, const double *products)
+    bn_step bn_nearest_step(const bn_rule *rule, float scale)
+
 cdef extern from "quantize.h" nogil:
     int BN_BINS
     ctypedef struct bn_grid:
@@ -862,9 +886,6 @@ cdef extern from "quantize.h" nogil:
         int different
     int bn_moments(const bn_weight *w, const bn_grid *grid, size_t first, size_t last, double *moments)
     int bn_products(const bn_weight *w, const bn_grid *grid, size_t first, size_t last, double *products)
-    int bn_least_squares(
-        const bn_weight *w, const bn_grid *grid, int levels, size_t first, size_t last, float *scale
-    )
     int bn_histogram(
         const bn_weight *w, const bn_grid *grid, size_t first, size_t last, uint64_t *count, uint64_t *low
     )
@@ -884,6 +905,27 @@ cdef extern from "quantize.h" nogil:
         uint8_t *weight,
         const bn_packed *packed,
         bn_difference *difference,
+    )
+    int bn_fit(
+        const bn_weight *w,
+        const bn_rule *rule,
+        size_t planes,
+        size_t block_size,
+        size_t first,
+        size_t last,
+        bn_step *steps,
+        int *held,
+    )
+    int bn_quantize(
+        const bn_weight *w,
+        const bn_rule *rule,
+        size_t first,
+        size_t last,
+        float *scale,
+        uint8_t *weight,
+        const bn_packed *packed,
+        bn_difference *difference,
+        int *held,
     )
     int bn_assign_integer(
         const bn_weight *w,
@@ -999,27 +1041,6 @@ def products(
     _done(failed)
 
 
-def least_squares(
-    weight,
-    const float[:, :, :, ::1] steps,
-    size_t block_size,
-    int levels,
-    float[:, :, ::1] out,
-    size_t first,
-    size_t last,
-):
-    """Write the least-squares scale of what `steps` leave of each group to (N, G, 1)."""
-    cdef bn_weight w
-    cdef bn_grid grid
-    cdef int failed
-    _weight(weight, first, last, &w)
-    _grid(steps, block_size, &w, &grid)
-    _check_out(out.shape, w.n, steps.shape[2], 1)
-    with nogil:
-        failed = bn_least_squares(&w, &grid, levels, first, last, &out[0, 0, 0])
-    _done(failed)
-
-
 def _check_out(shape, n, groups, last):
     _require(tuple(shape[:3]) == (n, groups, last), f"out must be ({n}, {groups}, {last})")
 
@@ -1061,6 +1082,112 @@ def histogram_low(
         failed = bn_histogram_low(&w, &grid, &slot[0], first, last, &count[0, 0])
     _done(failed)
     return np.asarray(count)
+
+
+_ROUNDINGS = {"absmean": BN_ROUND_ABSMEAN, "twn": BN_ROUND_TWN, "mse": BN_ROUND_MSE}
+_TYPES = {"float32": BN_WEIGHT_FLOAT32, "float16": BN_WEIGHT_FLOAT16, "bfloat16": BN_WEIGHT_BFLOAT16}
+
+
+cdef bn_rule _rule(rounding, int levels, scale_type) except *:
+    cdef bn_rule rule
+    _require(rounding in _ROUNDINGS, f"rounding is {rounding!r}, expected one of {', '.join(_ROUNDINGS)}")
+    _require(levels in (3, 4), f"levels is {levels}, expected 3 or 4")
+    name = np.dtype(scale_type).name
+    _require(name in _TYPES, f"scale_type is {name}, expected one of {', '.join(_TYPES)}")
+    rule.rounding, rule.levels, rule.scale_type = _ROUNDINGS[rounding], levels, _TYPES[name]
+    return rule
+
+
+cdef _step(bn_step s):
+    return np.array([s.factor, s.low, s.high, s.scale], np.float32)
+
+
+def step_of_moments(const double[::1] moments, size_t count, *, rounding, int levels, scale_type):
+    """Return the step (4,) of `count` weights with moments (3,) by absmean, or by twn without a scale."""
+    cdef bn_rule rule = _rule(rounding, levels, scale_type)
+    _require(moments.shape[0] == 3 and count > 0, "moments must be (3,) of some weights")
+    _require(rounding != "mse", "rounding by mse needs more than moments")
+    return _step(bn_step_of_moments(&rule, &moments[0], count))
+
+
+def finish_twn(const float[::1] step, const double[::1] products, *, int levels, scale_type):
+    """Return the step (4,) by twn with the scale that products (2,) give."""
+    cdef bn_rule rule = _rule("twn", levels, scale_type)
+    _require(step.shape[0] == 4 and products.shape[0] == 2, "step must be (4,), products (2,)")
+    return _step(bn_finish_twn(&rule, bn_step(step[0], step[1], step[2], step[3]), &products[0]))
+
+
+def nearest_step(float scale, *, int levels, scale_type):
+    """Return the step (4,) that takes the nearest level of a scale, rounded to its type."""
+    cdef bn_rule rule = _rule("mse", levels, scale_type)
+    return _step(bn_nearest_step(&rule, scale))
+
+
+def fit(
+    weight,
+    float[:, :, :, ::1] steps,
+    size_t block_size,
+    size_t first,
+    size_t last,
+    *,
+    rounding,
+    int levels,
+    scale_type,
+):
+    """Fit planes to outputs, and write their steps to (P, N, G, 4).
+
+    Returns:
+        whether all scales are normal numbers of their type, or 0; otherwise not all is written.
+    """
+    cdef bn_weight w
+    cdef bn_grid grid
+    cdef bn_rule rule = _rule(rounding, levels, scale_type)
+    cdef int failed, held
+    _weight(weight, first, last, &w)
+    _grid(steps, block_size, &w, &grid)
+    _require(grid.rows == w.n and grid.planes > 0, f"steps must be (P, {w.n}, G, 4)")
+    with nogil:
+        failed = bn_fit(
+            &w, &rule, grid.planes, block_size, first, last, <bn_step *>&steps[0, 0, 0, 0], &held
+        )
+    _done(failed)
+    return bool(held)
+
+
+def quantize(
+    weight,
+    size_t block_size,
+    uint8_t[:, :, ::1] packed,
+    float[:, :, ::1] scale,
+    const float[:, :, ::1] zero_point,
+    size_t first,
+    size_t last,
+    *,
+    rounding,
+    int levels,
+    scale_type,
+):
+    """Fit planes to outputs, write codes (P, N, ceil(K / 4)) and scales (P, N, G), and decode them.
+
+    Returns:
+        what `assign` returns, and whether all scales are normal numbers of their type, or 0; otherwise not
+        all is written.
+    """
+    cdef bn_weight w
+    cdef bn_packed p
+    cdef bn_rule rule = _rule(rounding, levels, scale_type)
+    cdef bn_difference difference
+    cdef int failed, held
+    _weight(weight, first, last, &w)
+    _packed(packed, scale, zero_point, w.k, block_size, &p)
+    _check_packed(packed.shape, packed.shape[0], w.n, w.k)
+    _require(p.rows == w.n, f"scale must be (P, {w.n}, G)")
+    with nogil:
+        failed = bn_quantize(
+            &w, &rule, first, last, &scale[0, 0, 0], &packed[0, 0, 0], &p, &difference, &held
+        )
+    _done(failed)
+    return _tell(difference), bool(held)
 
 
 def assign(

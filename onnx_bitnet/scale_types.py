@@ -20,15 +20,6 @@ def limits(scale_type: type) -> tuple[np.float32, np.float32]:
     return np.float32(found.smallest_normal), np.float32(found.max)
 
 
-def nearest(scale: np.ndarray, scale_type: type) -> np.ndarray:
-    """Round float32 scales to a type; NaN where the result is neither normal nor 0."""
-    if scale_type is np.float32:
-        return scale
-    with np.errstate(over="ignore"):
-        rounded = scale.astype(scale_type).astype(np.float32)
-    return np.where(is_held(rounded, scale_type) | (scale == 0), rounded, np.float32(np.nan))
-
-
 def clamped(scale: np.ndarray, scale_type: type) -> np.ndarray:
     """Round to a type; what it cannot hold becomes its largest value, what is not normal in it 0."""
     least, most = limits(scale_type)

@@ -31,8 +31,7 @@ enum {
     BN_TILE = 1024,
     BN_COLUMNS = 4, /* of 16 outputs, side by side */
     BN_AHEAD = 2,
-    BN_RING = BN_AHEAD + 1,
-    BN_PREFETCH = 4096
+    BN_RING = BN_AHEAD + 1
 };
 
 /* Tile registers: sums 0 .. 3, activations 4 and 5, codes 6 and 7. */

@@ -18,8 +18,6 @@
 
 #include "strips.h"
 
-enum { BN_PREFETCH = 4096 }; /* bytes ahead; with 1024, 33 of 39 GB/s */
-
 /* In which vector of a step a field is, and from which bit on. */
 BN_INLINE int bn_vector_of(const int field, const int bits)
 {
@@ -79,6 +77,31 @@ BN_INLINE void bn_one_row(const bn_strip *s, const int panels, const int bits)
     }
 }
 
+/* Sums of some rows, each with up to four vectors side by side, as they begin and end in memory. */
+BN_INLINE void bn_begin_sums(const bn_strip *s, __m512i sum[4][8], const int rows, const int panels)
+{
+#pragma GCC unroll 4
+    for (int i = 0; i < panels; i++) {
+#pragma GCC unroll 8
+        for (int row = 0; row < rows; row++) {
+            const int32_t *from = (const int32_t *)s->acc + (size_t)row * s->acc_stride + i * BN_PANEL;
+            sum[i][row] = s->fresh ? _mm512_setzero_si512() : _mm512_loadu_si512(from);
+        }
+    }
+}
+
+BN_INLINE void bn_store_sums(const bn_strip *s, __m512i sum[4][8], const int rows, const int panels)
+{
+#pragma GCC unroll 4
+    for (int i = 0; i < panels; i++) {
+#pragma GCC unroll 8
+        for (int row = 0; row < rows; row++) {
+            int32_t *to = (int32_t *)s->acc + (size_t)row * s->acc_stride + i * BN_PANEL;
+            _mm512_storeu_si512(to, sum[i][row]);
+        }
+    }
+}
+
 BN_INLINE void bn_some_rows(const bn_strip *s, const int rows, const int panels, const int bits)
 {
     const __m512i low = _mm512_set1_epi8((char)((1 << bits) - 1));
@@ -87,14 +110,7 @@ BN_INLINE void bn_some_rows(const bn_strip *s, const int rows, const int panels,
     const int8_t *q = s->x;
     __m512i sum[4][8];
 
-#pragma GCC unroll 4
-    for (int i = 0; i < panels; i++) {
-#pragma GCC unroll 8
-        for (int row = 0; row < rows; row++) {
-            int32_t *from = (int32_t *)s->acc + (size_t)row * s->acc_stride + i * BN_PANEL;
-            sum[i][row] = s->fresh ? _mm512_setzero_si512() : _mm512_loadu_si512(from);
-        }
-    }
+    bn_begin_sums(s, sum, rows, panels);
     for (size_t step = 0; step < s->steps; step++, panel += s->panel_stride, q += BN_STEP) {
         __m512i codes[4];
 #pragma GCC unroll 4
@@ -126,14 +142,7 @@ BN_INLINE void bn_some_rows(const bn_strip *s, const int rows, const int panels,
             }
         }
     }
-#pragma GCC unroll 4
-    for (int i = 0; i < panels; i++) {
-#pragma GCC unroll 8
-        for (int row = 0; row < rows; row++) {
-            int32_t *to = (int32_t *)s->acc + (size_t)row * s->acc_stride + i * BN_PANEL;
-            _mm512_storeu_si512(to, sum[i][row]);
-        }
-    }
+    bn_store_sums(s, sum, rows, panels);
 }
 
 BN_INLINE void bn_multiply_avx512vnni(const bn_strip *s, const int rows, const int panels,

@@ -14,7 +14,7 @@
 
 #include "strips.h"
 
-enum { BN_HALF = 32, BN_PREFETCH = 4096 };
+enum { BN_HALF = 32 };
 
 /* Half a field; `at` is its half of the first vector of 16 outputs x 16 inputs. */
 BN_INLINE __m256i bn_half_field(const uint8_t *at, const int field, const int bits)

@@ -13,7 +13,7 @@
 
 #include "strips.h"
 
-enum { STEPS = 10, HALVES = 8, HALF = 32, PREFETCH = 4096 };
+enum { STEPS = 10, HALVES = 8, HALF = 32 };
 
 BN_INLINE void multiply(const bn_strip *s, const int rows, const int panels)
 {
@@ -37,7 +37,7 @@ BN_INLINE void multiply(const bn_strip *s, const int rows, const int panels)
             const uint8_t *at = panel + i * HALF;
             const __m256i first = _mm256_loadu_si256((const __m256i *)at);
             const __m256i second = _mm256_loadu_si256((const __m256i *)(at + HALF));
-            _mm_prefetch((const char *)(at + PREFETCH), _MM_HINT_T0);
+            _mm_prefetch((const char *)(at + BN_PREFETCH), _MM_HINT_T0);
 #pragma GCC unroll 4
             for (int field = 0; field < 4; field++) {
                 const __m256i c0 = _mm256_and_si256(_mm256_srli_epi16(first, 2 * field), low2);

@@ -11,7 +11,7 @@
 
 #include "strips.h"
 
-enum { STEPS = 10, PREFETCH = 4096 };
+enum { STEPS = 10 };
 
 BN_INLINE void multiply(const bn_strip *s, const int rows, const int panels)
 {
@@ -33,7 +33,7 @@ BN_INLINE void multiply(const bn_strip *s, const int rows, const int panels)
 #pragma GCC unroll 4
         for (int i = 0; i < panels; i++) {
             codes[i] = _mm512_loadu_si512(panel + i * BN_VECTOR);
-            _mm_prefetch((const char *)(panel + i * BN_VECTOR + PREFETCH), _MM_HINT_T0);
+            _mm_prefetch((const char *)(panel + i * BN_VECTOR + BN_PREFETCH), _MM_HINT_T0);
         }
 #pragma GCC unroll 4
         for (int field = 0; field < 4; field++) {

@@ -5,7 +5,7 @@
  * Numbers  A product is at most 3 * 128 = 384 in magnitude and a lane adds four per step:
  *          21 * 4 * 384 = 32256 fits 16 bits.
  */
-#include "kernel.h"
+#include "dot_scalar.h"
 
 enum { STEPS = 21, TILE = 16 };
 
@@ -53,23 +53,17 @@ static void add_steps(const uint8_t *vector, const int8_t *q, size_t steps, size
     }
 }
 
+static const uint8_t *add_group(const bn_dot_args *a, const uint8_t *panel, const int8_t *q, size_t steps,
+                                int32_t *acc)
+{
+    for (size_t step = 0; step < steps; step += STEPS) {
+        add_steps(panel + step * a->panels * BN_VECTOR, q + step * BN_STEP,
+                  steps - step < STEPS ? steps - step : STEPS, a->panels, acc);
+    }
+    return panel + steps * a->panels * BN_VECTOR;
+}
+
 void bn_dot_i2s_scalar(const bn_dot_args *a)
 {
-    int32_t *acc = a->acc;
-
-    for (size_t row = 0; row < a->rows; row++) {
-        for (size_t group = 0; group < a->steps; group += a->group_steps, acc += BN_SUPER) {
-            const size_t left = a->steps - group;
-            const size_t end = group + (left < a->group_steps ? left : a->group_steps);
-
-            for (size_t i = 0; i < a->panels * BN_PANEL; i++) {
-                acc[i] = 0;
-            }
-            for (size_t step = group; step < end; step += STEPS) {
-                add_steps(a->panel + step * a->panels * BN_VECTOR,
-                          a->q + row * a->q_stride + step * BN_STEP,
-                          end - step < STEPS ? end - step : STEPS, a->panels, acc);
-            }
-        }
-    }
+    bn_dot_scalar(a, add_group);
 }

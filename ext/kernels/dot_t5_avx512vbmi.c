@@ -68,15 +68,9 @@ BN_INLINE void some_rows(const bn_strip *s, const int rows, const int panels)
     const __m512i low = _mm512_set1_epi8(3);
     const uint8_t *panel = s->panel;
     const int8_t *q = s->x;
-    __m512i sum[4][4];
+    __m512i sum[4][8];
 
-#pragma GCC unroll 4
-    for (int i = 0; i < panels; i++) {
-#pragma GCC unroll 4
-        for (int row = 0; row < rows; row++) {
-            sum[i][row] = _mm512_setzero_si512();
-        }
-    }
+    bn_begin_sums(s, sum, rows, panels);
     for (size_t five = 0; five < s->steps / BN_T5_FIVE; five++, q += BN_T5_FIVE * BN_STEP) {
         for (int r = 0; r < BN_T5_FOUR; r++, panel += s->panel_stride) {
 #pragma GCC unroll 4
@@ -98,14 +92,7 @@ BN_INLINE void some_rows(const bn_strip *s, const int rows, const int panels)
             }
         }
     }
-#pragma GCC unroll 4
-    for (int i = 0; i < panels; i++) {
-#pragma GCC unroll 4
-        for (int row = 0; row < rows; row++) {
-            int32_t *to = (int32_t *)s->acc + (size_t)row * s->acc_stride + i * BN_PANEL;
-            _mm512_storeu_si512(to, sum[i][row]);
-        }
-    }
+    bn_store_sums(s, sum, rows, panels);
 }
 
 /* A strip is a whole group. */

@@ -16,7 +16,7 @@
 
 #include "strips.h"
 
-enum { BN_HALF = 32, BN_HALVES = 8, BN_PREFETCH = 4096 };
+enum { BN_HALF = 32, BN_HALVES = 8 };
 
 /* Four bits of half a field: with 8 bits the low or the high ones of its codes. */
 BN_INLINE __m256i bn_nibbles(const uint8_t *at, const int field, const int high, const int bits)

@@ -13,8 +13,6 @@
 
 #include "strips.h"
 
-enum { BN_PREFETCH = 4096 };
-
 /* Four bits of a field: with 8 bits the low or the high ones of its codes. */
 BN_INLINE __m512i bn_nibbles(const uint8_t *at, const int field, const int high, const int bits)
 {

@@ -5,7 +5,7 @@
 #ifndef BN_DOT_WIDE_SCALAR_H
 #define BN_DOT_WIDE_SCALAR_H
 
-#include "kernel.h"
+#include "dot_scalar.h"
 
 /* The code of output `lane` for input 4 * field + j, of the codes of a step. */
 static inline int bn_wide_code(const uint8_t *step, int lane, int field, int j, const int bits)
@@ -28,27 +28,15 @@ BN_INLINE void bn_wide_step(const uint8_t *step, const int8_t *q, int32_t *acc, 
     }
 }
 
-BN_INLINE void bn_dot_wide_scalar(const bn_dot_args *a, const int bits)
+BN_INLINE const uint8_t *bn_add_wide_group(const bn_dot_args *a, const uint8_t *panel, const int8_t *q,
+                                           size_t steps, int32_t *acc, const int bits)
 {
-    int32_t *acc = a->acc;
-
-    for (size_t row = 0; row < a->rows; row++) {
-        const uint8_t *panel = a->panel;
-        for (size_t group = 0; group < a->steps; group += a->group_steps, acc += BN_SUPER) {
-            const size_t left = a->steps - group;
-            const size_t end = group + (left < a->group_steps ? left : a->group_steps);
-
-            for (size_t i = 0; i < a->panels * BN_PANEL; i++) {
-                acc[i] = 0;
-            }
-            for (size_t step = group; step < end; step++) {
-                for (size_t i = 0; i < a->panels; i++, panel += bn_step_bytes(bits)) {
-                    bn_wide_step(panel, a->q + row * a->q_stride + step * BN_STEP,
-                                 acc + i * BN_PANEL, bits);
-                }
-            }
+    for (size_t step = 0; step < steps; step++, q += BN_STEP) {
+        for (size_t i = 0; i < a->panels; i++, panel += bn_step_bytes(bits)) {
+            bn_wide_step(panel, q, acc + i * BN_PANEL, bits);
         }
     }
+    return panel;
 }
 
 #endif

@@ -13,7 +13,7 @@
 
 #include "strips.h"
 
-enum { HALVES = 4, HALF = 32, PREFETCH = 4096 };
+enum { HALVES = 4, HALF = 32 };
 
 BN_INLINE void multiply_some(const bn_strip *s, const int rows, const int halves)
 {
@@ -35,7 +35,7 @@ BN_INLINE void multiply_some(const bn_strip *s, const int rows, const int halves
 #pragma GCC unroll 4
         for (int i = 0; i < halves; i++) {
             codes[i] = _mm256_loadu_si256((const __m256i *)(panel + i * HALF));
-            _mm_prefetch((const char *)(panel + i * HALF + PREFETCH), _MM_HINT_T0);
+            _mm_prefetch((const char *)(panel + i * HALF + BN_PREFETCH), _MM_HINT_T0);
         }
 #pragma GCC unroll 16
         for (int k = 0; k < BN_STEP; k++) {

@@ -15,8 +15,6 @@
 
 #include "strips.h"
 
-enum { PREFETCH = 4096 };
-
 BN_INLINE void multiply(const bn_strip *s, const int rows, const int panels)
 {
     const __m512 first = _mm512_setr_ps(-1, 0, 1, 2, -1, 0, 1, 2, -1, 0, 1, 2, -1, 0, 1, 2);
@@ -38,7 +36,7 @@ BN_INLINE void multiply(const bn_strip *s, const int rows, const int panels)
 #pragma GCC unroll 4
         for (int i = 0; i < panels; i++) {
             codes[i] = _mm512_loadu_si512(panel + i * BN_VECTOR);
-            _mm_prefetch((const char *)(panel + i * BN_VECTOR + PREFETCH), _MM_HINT_T0);
+            _mm_prefetch((const char *)(panel + i * BN_VECTOR + BN_PREFETCH), _MM_HINT_T0);
         }
 #pragma GCC unroll 8
         for (int pair = 0; pair < 8; pair++) {

@@ -2,11 +2,8 @@
  *
  * Method   One table of 128 bytes (vpermi2b) gives four codes of each byte; the fifth are masked into the
  *          fifth step. */
+#include "strips.h"
 #include "t5_avx512vbmi.h"
-
-#include <string.h>
-
-enum { PREFETCH = 4096 };
 
 /* Five steps of one panel; row: bytes from vector to vector. */
 BN_INLINE void five_steps(const uint8_t *from, uint8_t *to, size_t row)
@@ -18,7 +15,7 @@ BN_INLINE void five_steps(const uint8_t *from, uint8_t *to, size_t row)
         const __m512i mask = _mm512_set1_epi8((char)(3 << 2 * r));
         __m512i fifth;
         _mm512_storeu_si512(to, bn_split_t5(_mm512_loadu_si512(from), &fifth));
-        _mm_prefetch((const char *)(from + PREFETCH), _MM_HINT_T0);
+        _mm_prefetch((const char *)(from + BN_PREFETCH), _MM_HINT_T0);
         last = _mm512_ternarylogic_epi64(last, fifth, mask, 0xF8); /* last | (fifth & mask) */
     }
     _mm512_storeu_si512(to, last);

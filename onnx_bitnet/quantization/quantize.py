@@ -7,7 +7,7 @@ result says how much. The arithmetic is defined in reference.py and done in C; t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ from onnx_bitnet.kernels import check_environment
 from onnx_bitnet.quantization import grids, scales
 from onnx_bitnet.quantization.compensate import Moments, Problem, fit
 from onnx_bitnet.recipe import MEASURED_ROUNDINGS, Recipe, rotation_size
+
+Difference = tuple[float, float, bool, int]  # sums of squared errors and weights, any difference, zeros
 
 WEIGHT_TYPES = ("float32", "float16", "bfloat16")
 _WHY_I2S = "i2s loads fastest; tl2 and t5 make smaller files, and single rows from DRAM are faster in t5"
@@ -343,18 +345,35 @@ def quantize_layer(weight: np.ndarray, spec: LayerSpec, moments: Moments | None 
         given = scales.given_steps(np.array(spec.scale, np.float32)[:, None], spec.levels)
         return _pack(weight, spec, 0, given, np.float32)
     for scale_type in _scale_types(spec, granularity):
-        steps = scales.fit_planes(
-            weight,
-            granularity,
-            spec.rounding,
-            levels=spec.levels,
-            planes=spec.planes,
-            scale_type=scale_type,
-        )
-        if steps is not None:
+        found = _fit_and_pack(weight, spec, granularity, scale_type)
+        if found is not None:
             break
-    assert steps is not None  # float32 holds every scale
-    return _pack(weight, spec, stored_block_size(granularity, weight.shape[1]), steps, scale_type)
+    assert found is not None  # float32 holds every scale
+    return found
+
+
+def _fit_and_pack(
+    weight: np.ndarray, spec: LayerSpec, granularity: str, scale_type: type
+) -> Quantized | None:
+    """Quantize by the spec's rounding; None if its type cannot hold a scale.
+
+    A scale that belongs to one output is found in the pass that packs it.
+    """
+    rule: scales.Rule = {"rounding": spec.rounding, "levels": spec.levels, "scale_type": scale_type}
+    (n, k), planes = weight.shape, spec.planes
+    block_size = stored_block_size(granularity, k)
+    if granularity == "tensor" or block_rows(granularity) > 1:
+        steps = scales.fit_planes(weight, granularity, planes, rule)
+        return None if steps is None else _pack(weight, spec, block_size, steps, scale_type)
+    packed = np.empty((planes, n, FORMATS["i2s"].row_bytes(k)), np.uint8)
+    scale = np.empty((planes, n, scales.group_count(weight, granularity)), np.float32)
+    tables = (block_size, packed, scale, np.ones_like(scale))
+    parts = list(scales.over_rows(weight, lambda *rows: _native.quantize(weight, *tables, *rows, **rule)))
+    if not all(held for _, held in parts):
+        return None
+    scale = scale_types.stored(scale, scale_type)
+    zero_point = np.ones((planes, 1, 1), scale.dtype)
+    return _checked(spec, k, block_size, (packed, scale, zero_point), (part for part, _ in parts))
 
 
 def _quantize_measured(weight: np.ndarray, spec: LayerSpec, granularity: str, moments: Moments) -> Quantized:
@@ -377,7 +396,8 @@ def fitted_to(
     """
     block_size = stored_block_size(granularity, weight.shape[1])
     scale_type = _scale_types(spec, granularity)[0]
-    plain = quantize_layer(weight, dataclasses.replace(spec, rounding="absmean"))
+    levels = 3 if spec.levels == 9 else spec.levels  # nine are two planes of three with one scale
+    plain = quantize_layer(weight, dataclasses.replace(spec, rounding="absmean", levels=levels))
     if scale_type is np.float16:
         scale_type = plain.scale.dtype.type  # float32 where groups are too small or too large for float16
     grid = _grid(spec)
@@ -456,7 +476,7 @@ def _pack_exact(weight: np.ndarray, spec: LayerSpec, exact: Exact) -> Quantized:
 def _pack(
     weight: np.ndarray, spec: LayerSpec, block_size: int, steps: np.ndarray, scale_type: type
 ) -> Quantized:
-    def assign(*planes_and_rows: Any) -> tuple[float, float, bool, int]:
+    def assign(*planes_and_rows: Any) -> Difference:
         return _native.assign(weight, steps, block_size, *planes_and_rows)
 
     scale = scale_types.stored(steps[..., 3], scale_type)
@@ -484,7 +504,7 @@ def _quantize_integer(weight: np.ndarray, spec: LayerSpec, granularity: str) -> 
     zero_point = np.zeros((bits // 2, 1, 1), scale.dtype)
     zero_point[0] = 2
 
-    def assign(*planes_and_rows: Any) -> tuple[float, float, bool, int]:
+    def assign(*planes_and_rows: Any) -> Difference:
         return _native.assign_integer(weight, factor, block_size, bits, *planes_and_rows)
 
     return _encode(weight, spec, block_size, scale, zero_point, assign)
@@ -496,7 +516,7 @@ def _encode(
     block_size: int,
     scale: np.ndarray,
     zero_point: np.ndarray,
-    assign: Callable[..., tuple[float, float, bool, int]],
+    assign: Callable[..., Difference],
 ) -> Quantized:
     """Pack by `assign(packed, scale, zero_point, first, last)`, which also decodes and compares.
 
@@ -506,6 +526,17 @@ def _encode(
     packed = np.empty((scale.shape[0], n, FORMATS["i2s"].row_bytes(k)), np.uint8)
     tables = _tables(scale, zero_point, k, block_size)
     parts = scales.over_rows(weight, lambda *rows: assign(packed, *tables, *rows))
+    return _checked(spec, k, block_size, (packed, scale, zero_point), parts)
+
+
+def _checked(
+    spec: LayerSpec,
+    k: int,
+    block_size: int,
+    planes: tuple[np.ndarray, np.ndarray, np.ndarray],
+    parts: Iterable[Difference],
+) -> Quantized:
+    """Say how i2s planes (packed, scale, zero point) differ from the weight, in the spec's format."""
     error, signal, different, zeros = (sum(values) for values in zip(*parts, strict=True))
     if not np.isfinite(error):
         raise ModelError(
@@ -513,9 +544,8 @@ def _encode(
         )
     lossless = not different
     sqnr_db = None if lossless else float(10 * np.log10(signal / error))
-    quantized = Quantized(
-        "i2s", n, k, block_size, packed, scale, zero_point, lossless, sqnr_db, zeros / (n * k)
-    )
+    n = planes[0].shape[1]
+    quantized = Quantized("i2s", n, k, block_size, *planes, lossless, sqnr_db, zeros / (n * k))
     return quantized.to(spec.format)
 
 

@@ -9,20 +9,27 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypedDict, TypeVar
 
 import numpy as np
 
 from onnx_bitnet import _native
 from onnx_bitnet.granularity import block_rows, block_size
-from onnx_bitnet.scale_types import nearest
 
 T = TypeVar("T")
 
-_CHUNK = 1 << 19  # weights: some hundred microseconds of work
+_CHUNK = 1 << 20  # weights: about a millisecond of work
 _MAX_HISTOGRAMS = 16  # at a time in memory: 1 MiB each, or 8 MiB when refined
 _SLOTS = 16
 _BINS = 1 << 16
+
+
+class Rule(TypedDict):
+    """How a group gets its step; see ext/fit.h."""
+
+    rounding: str
+    levels: int
+    scale_type: type
 
 
 def over_rows(
@@ -49,36 +56,21 @@ def cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def fit_planes(
-    weight: np.ndarray,
-    granularity: str,
-    rounding: str,
-    *,
-    levels: int,
-    planes: int,
-    scale_type: type,
-) -> np.ndarray | None:
+def fit_planes(weight: np.ndarray, granularity: str, planes: int, rule: Rule) -> np.ndarray | None:
     """Return the steps of all planes, each fitted to what the planes before it leave.
 
     Scales are rounded to `scale_type` before the codes are chosen. None if one is not a normal number of it.
     """
-    shared = block_rows(granularity)
+    if granularity == "tensor":
+        return _fit_tensor(weight, planes, rule)
+    shared, n = block_rows(granularity), weight.shape[0]
     if shared > 1:
-        laid_out, flat = _laid_out(weight, granularity)
-        found = fit_planes(laid_out, flat, rounding, levels=levels, planes=planes, scale_type=scale_type)
-        return None if found is None else _shared_by(shared, found, weight.shape[0], axis=1)
-    rows = 1 if granularity == "tensor" else weight.shape[0]
-    steps = np.empty((0, rows, group_count(weight, granularity), 4), np.float32)
-    for _ in range(planes):
-        if rounding == "mse":
-            scale = nearest(_least_squares(weight, steps, granularity, levels), scale_type)
-            step = _nearest(scale, levels)
-        else:
-            step = _fit_mean(weight, steps, granularity, rounding, levels, scale_type)
-        if np.isnan(step).any():
-            return None
-        steps = np.concatenate([steps, step[None]])
-    return steps
+        weight, granularity = _laid_out(weight, granularity)
+    steps = np.empty((planes, weight.shape[0], group_count(weight, granularity), 4), np.float32)
+    size = block_size(granularity)
+    if not all(over_rows(weight, lambda *rows: _native.fit(weight, steps, size, *rows, **rule))):
+        return None
+    return _shared_by(shared, steps, n, axis=1) if shared > 1 else steps
 
 
 def largest(weight: np.ndarray, granularity: str) -> np.ndarray:
@@ -134,41 +126,29 @@ def _nearest(scale: np.ndarray, levels: int) -> np.ndarray:
     return np.stack([np.sign(scale), size * np.float32(0.5), high, scale], axis=-1)
 
 
-def _fit_mean(
-    weight: np.ndarray,
-    steps: np.ndarray,
-    granularity: str,
-    rounding: str,
-    levels: int,
-    scale_type: type,
-) -> np.ndarray:
-    """Fit the next plane by the rules that start from mean|w|: absmean and twn."""
-    moments = _moments(weight, steps, granularity)
-    mean = (moments[..., 0] / _group_sizes(weight, granularity)).astype(np.float32)
-    flip = (levels == 4) & (-moments[..., 1] > moments[..., 2])
-    sign = np.where(flip, np.float32(-1), np.float32(1))
-    if rounding == "absmean":
-        scale = nearest(sign * np.maximum(mean, np.float32(1e-5)), scale_type)
-        factor, low = np.float32(1) / scale, np.full_like(mean, 0.5)
-    else:
-        factor, low = sign, np.float32(0.7) * mean
-    with np.errstate(over="ignore"):
-        high = np.float32(3) * low if levels == 4 else np.full_like(low, np.inf)
-    if rounding == "twn":
-        trial = np.stack([factor, low, high, low], axis=-1)
-        a, b = _products(weight, np.concatenate([steps, trial[None]]), granularity)
-        scale = nearest((sign * a / np.maximum(b, 1)).astype(np.float32), scale_type)
-    step = np.stack([factor, low, high, scale], axis=-1)
-    step[moments[..., 0] == 0] = [0, 0, np.inf, 0]
-    return step
+def _fit_tensor(weight: np.ndarray, planes: int, rule: Rule) -> np.ndarray | None:
+    """Do as `fit_planes` with one scale for the whole matrix."""
+    steps = np.empty((0, 1, 1, 4), np.float32)
+    for _ in range(planes):
+        step = _tensor_step(weight, steps, rule)
+        if np.isnan(step).any():
+            return None
+        steps = np.concatenate([steps, step[None, None, None]])
+    return steps
 
 
-def _group_sizes(weight: np.ndarray, granularity: str) -> np.ndarray:
-    if granularity == "tensor":
-        return np.array([weight.size], np.float64)
-    k = weight.shape[1]
-    starts = np.arange(0, k, block_size(granularity) or k)
-    return np.diff(starts, append=k).astype(np.float64)
+def _tensor_step(weight: np.ndarray, steps: np.ndarray, rule: Rule) -> np.ndarray:
+    """Return the step (4,) of the next plane."""
+    levels, scale_type = rule["levels"], rule["scale_type"]
+    if rule["rounding"] == "mse":
+        best = _least_squares_of_all(weight, steps, levels)
+        return _native.nearest_step(best, levels=levels, scale_type=scale_type)
+    moments = _moments(weight, steps, "tensor")[0, 0]
+    step = _native.step_of_moments(moments, weight.size, **rule)
+    if rule["rounding"] == "absmean" or moments[0] == 0:
+        return step
+    products = _products(weight, np.concatenate([steps, step[None, None, None]]))
+    return _native.finish_twn(step, products, levels=levels, scale_type=scale_type)
 
 
 def _moments(weight: np.ndarray, steps: np.ndarray, granularity: str) -> np.ndarray:
@@ -181,23 +161,12 @@ def _moments(weight: np.ndarray, steps: np.ndarray, granularity: str) -> np.ndar
     return out
 
 
-def _products(weight: np.ndarray, steps: np.ndarray, granularity: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return A and B, float64 (N or 1, G), of the last plane of `steps`: see ext/quantize.h."""
-    size = block_size(granularity)
-    out = np.empty((weight.shape[0], steps.shape[2], 2))
-    list(over_rows(weight, lambda *rows: _native.products(weight, steps, size, out, *rows)))
-    if granularity == "tensor":
-        out = out.sum(axis=0, keepdims=True)
-    return out[..., 0], out[..., 1]
-
-
-def _least_squares(weight: np.ndarray, steps: np.ndarray, granularity: str, levels: int) -> np.ndarray:
-    if granularity == "tensor":
-        return np.array([[_least_squares_of_all(weight, steps, levels)]], np.float32)
-    size = block_size(granularity)
-    out = np.empty((weight.shape[0], steps.shape[2], 1), np.float32)
-    list(over_rows(weight, lambda *rows: _native.least_squares(weight, steps, size, levels, out, *rows)))
-    return out[..., 0]
+def _products(weight: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """Return float64 (2,) of the last plane of `steps` (P, 1, 1, 4): see bn_products in ext/quantize.h."""
+    out = np.empty((weight.shape[0], 1, 2))
+    list(over_rows(weight, lambda *rows: _native.products(weight, steps, 0, out, *rows)))
+    total: np.ndarray = out[:, 0].sum(axis=0)
+    return total
 
 
 def _least_squares_of_all(weight: np.ndarray, steps: np.ndarray, levels: int) -> float:

@@ -406,6 +406,20 @@ def test_moments_of_what_is_not_finite_are_not_finite(kernel: Kernel, guarded: G
         assert not np.isfinite(out[0, 0])
 
 
+@every("optimum")
+@pytest.mark.parametrize("levels", [3, 4])
+def test_optimum_equals_reference(kernel: Kernel, guarded: Guarded, levels: int) -> None:
+    for k in (*WEIGHT_EDGES, 300):
+        rng = np.random.default_rng(k)
+        for w in (*weight_rows(k), rng.choice(np.float32([0.5, -0.5, 0.25, -1, 2, 0]), k)):
+            for block_size in (0, 16, 20, 64):
+                groups = blocks(w, block_size)
+                scale = guarded(np.zeros(len(groups), np.float32))
+                _native.row_optimum(guarded(w), scale, levels, block_size=block_size, isa=kernel.isa)
+                expected = [reference.least_squares(g, levels) if g.any() else 0 for g in groups]
+                assert np.array_equal(scale, expected), (k, block_size)
+
+
 STEPS = np.float32(
     [
         [1, 0.5, np.inf, 0.9],

@@ -202,7 +202,9 @@ def test_mse_is_the_oracles_on_all_kinds_of_weights(kind, dtype, levels):
         "tiny": lambda: rng.normal(size=shape) * 1e-39,
     }[kind]().astype(dtype)
     for granularity in ("tensor", "channel", "block:32"):
-        steps = scales.fit_planes(weight, granularity, "mse", levels=levels, planes=1, scale_type=np.float32)
+        steps = scales.fit_planes(
+            weight, granularity, 1, {"rounding": "mse", "levels": levels, "scale_type": np.float32}
+        )
         groups = reference.split(weight.astype(np.float32), granularity)
         expected = [[reference.least_squares(group, levels) for group in row] for row in groups]
         assert np.array_equal(steps[0, ..., 3], expected)
@@ -612,7 +614,14 @@ def test_the_native_functions_check_their_arguments():
         lambda: _native.moments(weight, steps, 16, np.zeros((4, 2, 3)), 0, 4),
         lambda: _native.moments(weight, steps, 0, np.zeros((3, 1, 3)), 0, 4),
         lambda: _native.products(weight, steps[:0], 0, np.zeros((4, 1, 2)), 0, 4),
-        lambda: _native.least_squares(weight, steps, 0, 3, np.zeros((4, 2, 1), np.float32), 0, 4),
+        lambda: _native.fit(weight, steps, 0, 0, 4, rounding="mse", levels=3, scale_type=np.float32),
+        lambda: _native.fit(weight, steps, 0, 0, 4, rounding="gptq", levels=3, scale_type=np.float32),
+        lambda: _native.quantize(
+            weight, 0, packed, scale, scale, 0, 4, rounding="twn", levels=3, scale_type=np.float32
+        ),
+        lambda: _native.nearest_step(1.0, levels=5, scale_type=np.float32),
+        lambda: _native.nearest_step(1.0, levels=3, scale_type=np.float64),
+        lambda: _native.step_of_moments(np.zeros(2), 4, rounding="twn", levels=3, scale_type=np.float32),
         lambda: _native.moments(weight, steps, 30, np.zeros((4, 2, 3)), 0, 4),
         lambda: _native.histogram_low(weight, steps, np.full(1 << 16, -1, np.int32), 0, 4),
         lambda: _native.assign(weight, steps, 0, packed[:, :, :7].copy(), scale, scale, 0, 4),
@@ -621,5 +630,6 @@ def test_the_native_functions_check_their_arguments():
         lambda: _native.dequantize(packed, scale, scale, 32, 16, np.zeros((4, 32), np.float32), 0, 4),
         lambda: _native.assign(weight[:3], steps, 0, packed, scale, scale, 0, 3),
     ):
-        with pytest.raises(ValueError, match=r"weight|rows|magnitude|steps|out|slot|packed|scale|block_size"):
+        names = "weight|rows|magnitude|steps|out|slot|packed|scale|block_size|rounding|levels|moments"
+        with pytest.raises(ValueError, match=names):
             call()
