@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from onnx_bitnet import _native, reference, runtime
+from onnx_bitnet import _native, cache, reference, runtime
 from onnx_bitnet.errors import BitNetError, RuntimeMissing
 from onnx_bitnet.rewrite.functions import DOMAIN, FUNCTIONS, VERSION
 
@@ -75,6 +75,7 @@ def examine() -> list[Check]:
         _check("op library", lambda: str(runtime.library_path())),
         _check("op in onnxruntime", _session),
         Check("huge pages", True, _huge_pages()),
+        Check("cache", True, _cache()),
     ]
 
 
@@ -195,3 +196,11 @@ def _huge_pages() -> str:
     setting = _HUGE_PAGES.read_text(encoding="ascii").split("[")[-1].split("]")[0]
     advice = "; weights stream faster with madvise or always" if setting == "never" else ""
     return f"transparent huge pages: {setting}{advice}"
+
+
+def _cache() -> str:
+    place = cache.folder()
+    if place is None:
+        return "off: what planning measures is not kept"
+    sizes = [file.stat().st_size for file in place.glob("*.json")]
+    return f"{place}: {len(sizes)} measurements of planning in {sum(sizes) / 1e6:.1f} MB; may be deleted"

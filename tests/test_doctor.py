@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from onnx_bitnet import doctor, runtime
+from onnx_bitnet import cache, doctor, runtime
 from onnx_bitnet.errors import RuntimeMissing
 
 
@@ -45,3 +45,10 @@ def test_the_huge_page_setting_is_read(monkeypatch, tmp_path, text):
     monkeypatch.setattr(doctor, "_HUGE_PAGES", tmp_path / "enabled")
     found = by_name()["huge pages"].found
     assert ("stream faster" in found) is ("[never]" in text)
+
+
+def test_the_cache_is_named(tmp_path, monkeypatch):
+    assert by_name()["cache"].found.startswith("off")
+    monkeypatch.setenv("ONNX_BITNET_CACHE", str(tmp_path))
+    cache.keep("k", 1)
+    assert by_name()["cache"].found.startswith(f"{tmp_path}: 1 measurements")

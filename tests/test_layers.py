@@ -11,7 +11,7 @@ ROOT = Path(onnx_bitnet.__file__).parent
 # Bottom first; what stands in one row may import from its own row.
 STACK = [
     ["errors", "interrupts", "reference", "scale_types", "_native"],
-    ["report", "granularity", "formats", "kernels", "spill", "data"],
+    ["cache", "report", "granularity", "formats", "kernels", "spill", "data"],
     ["recipe", "files"],
     ["quantization"],
     ["rewrite", "runtime", "weights"],

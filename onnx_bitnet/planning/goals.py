@@ -10,7 +10,7 @@ from onnx_bitnet.errors import RecipeError
 from onnx_bitnet.recipe import Recipe
 from onnx_bitnet.validation.metrics import Metrics
 from onnx_bitnet.validation.validate import Metric
-from onnx_bitnet.validation.validation import Validation
+from onnx_bitnet.validation.validation import OutputMetrics, Task, failures
 
 ALL_LOST = 1.0
 """The loss of outputs that have nothing to do with what they should be."""
@@ -65,9 +65,10 @@ class Goals:
             return max((10 ** (-_number(metrics.sqnr_db) / 10) for metrics in graded), default=0.0)
         return max((1 - _number(metrics.cosine) for metrics in graded), default=0.0)
 
-    def missed(self, found: Validation) -> tuple[str, ...]:
+    def missed(self, outputs: Mapping[str, Metrics], task: Task | None) -> tuple[str, ...]:
         """Return a sentence for each goal that is missed."""
-        return found.failures(self.min_sqnr, self.min_cosine, self.min_metric)
+        graded = [OutputMetrics(name, metrics) for name, metrics in outputs.items()]
+        return failures(graded, task, self.min_sqnr, self.min_cosine, self.min_metric)
 
 
 def _number(value: float | None) -> float:

@@ -1,7 +1,7 @@
 """Convert and plan with goals: find the recipe that reaches them, then do what it says.
 
 The road: try every candidate on every layer (candidates.py), weigh each layer by what its error does to the
-outputs (simulation.py), order all choices by loss saved for their price (frontier.py), and take the cheapest
+outputs (survey.py), order all choices by loss saved for their price (frontier.py), and take the cheapest
 that reaches the goal when it is measured (search.py). What comes out is an ordinary recipe with a rule for
 each layer.
 """
@@ -10,29 +10,24 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from onnx_bitnet import files
-from onnx_bitnet.calibration.calibrate import Calibration, calibrate
+from onnx_bitnet.calibration.calibrate import Calibration
 from onnx_bitnet.conversion.convert import convert_as_told, default_output, plan_as_told
-from onnx_bitnet.conversion.decide import Keep, check_rules, decide, keep_unseen, rule_for
 from onnx_bitnet.data.feeds import open_feeds
 from onnx_bitnet.data.padding import NONE, USUAL
-from onnx_bitnet.errors import EvaluationError, RecipeError
-from onnx_bitnet.planning.candidates import Trials
+from onnx_bitnet.errors import RecipeError
 from onnx_bitnet.planning.frontier import Option
 from onnx_bitnet.planning.goals import Goals
 from onnx_bitnet.planning.samples import Samples, apart, together
-from onnx_bitnet.planning.search import Group, Search, Settled
+from onnx_bitnet.planning.search import Search, Settled
+from onnx_bitnet.planning.survey import survey, with_gains
 from onnx_bitnet.recipe import Recipe
-from onnx_bitnet.report import FrontierPoint, Progress, Reason, Report
-from onnx_bitnet.rewrite.records import Linear
-from onnx_bitnet.rewrite.scan import prepare, scan
+from onnx_bitnet.report import FrontierPoint, Progress, Report
 from onnx_bitnet.validation.validate import Metric
 
 _DEFAULT_COSINE = 0.99
@@ -47,6 +42,7 @@ def settle(
     metric: Metric | None = None,
     method: str = "auto",
     workplace: Path,
+    wanted: bool = True,
     strict: bool = False,
     progress: Progress | None = None,
 ) -> Settled:
@@ -63,6 +59,7 @@ def settle(
             output, which needs data), `model` (the error of the model's outputs, one layer at a time, which
             needs feeds), or `auto` for the last of these that is possible.
         workplace: path of a model in an empty folder, in which conversions to measure are made by that name.
+        wanted: make the conversion by the recipe that is found, too.
         strict: as in `convert`, for these conversions.
         progress: as in `convert`.
 
@@ -72,12 +69,20 @@ def settle(
     """
     goals = Goals.of(recipe, metric)
     recipe = _counting(source, recipe)
-    known, judge, samples = _data(source, recipe, data, method, goals)
-    groups = _groups(source, recipe, known, judge, progress)
-    search = Search(source, recipe, goals, groups, samples, workplace, strict=strict, progress=progress)
-    if samples is not None and method in ("auto", "model") and groups:
-        search.weigh()
-    return search.settle(known)
+    calibration, samples = _data(source, data, method, goals)
+    groups = survey(Path(source), recipe, method, calibration, samples, progress)
+    search = Search(
+        source,
+        recipe,
+        goals,
+        with_gains(groups, goals),
+        samples,
+        workplace,
+        wanted=wanted,
+        strict=strict,
+        progress=progress,
+    )
+    return search.settle(calibration)
 
 
 def _counting(source: str | Path, recipe: Recipe) -> Recipe:
@@ -89,68 +94,20 @@ def _counting(source: str | Path, recipe: Recipe) -> Recipe:
 
 
 def _data(
-    source: str | Path, recipe: Recipe, data: object, method: str, goals: Goals
-) -> tuple[Calibration | None, Calibration | None, Samples | None]:
-    """Return what is known of layers' inputs, to round by and to judge with, and the data behind it."""
+    source: str | Path, data: object, method: str, goals: Goals
+) -> tuple[Calibration | None, Samples | None]:
+    """Return what is known of layers' inputs, or the data from which it can be measured, or neither."""
     if data is None or isinstance(data, Calibration):
         if method == "model" or (method == "outputs" and data is None):
             raise RecipeError(f"method {method!r} needs data to run the model on; give feeds (data)")
         if goals.metric is not None:
             raise RecipeError("min_metric needs data to run the model on; give feeds (data)")
-        return data, data, None
+        return data, None
     feeds = open_feeds(files.read(source).model, data)
     if not feeds.rereadable:
         feeds = open_feeds(files.read(source).model, list(feeds))
     # A user's metric may know, by their order, what belongs to all of the batches.
-    samples = apart(feeds) if goals.any and goals.metric is None else together(feeds)
-    if method == "weights":
-        return None, None, samples
-    known = calibrate(source, samples.known, mask=recipe.mask)
-    judge = calibrate(source, samples.checks, mask=recipe.mask) if samples.apart else known
-    return known, judge, samples
-
-
-def _groups(
-    source: str | Path,
-    recipe: Recipe,
-    known: Calibration | None,
-    judge: Calibration | None,
-    progress: Progress | None,
-) -> list[Group]:
-    """Try all candidates on the layers that are the planner's to decide."""
-    model = files.read(source).model
-    prepare(model)
-    found = scan(model)
-    check_rules(recipe, found)
-    linears = [item for item in found if isinstance(item, Linear)]
-    trials = Trials(recipe)
-    groups: dict[Hashable, Group] = {}
-    for index, linear in enumerate(linears):
-        if progress is not None:
-            progress(index, len(linears), f"trying {linear.name}")
-        if keep_unseen(index, linears, recipe) is not None or rule_for(linear, recipe) is not None:
-            continue
-        same = groups.get(linear.weight.key)
-        if same is not None:
-            groups[linear.weight.key] = dataclasses.replace(same, names=(*same.names, linear.name))
-            continue
-        weight = _ordinary(linear, recipe)
-        if weight is not None:
-            statistics = known.layers.get(linear.name) if known is not None else None
-            judges = (judge.layers.get(linear.name) if judge is not None else None) or statistics
-            tried = tuple(trials.of(linear, weight, statistics, judges))
-            groups[linear.weight.key] = Group(linear, (linear.name,), tried, statistics, judges)
-    return list(groups.values())
-
-
-def _ordinary(linear: Linear, recipe: Recipe) -> np.ndarray | None:
-    """Return the weight of a layer that mode `auto` alone leaves float because it is not ternary."""
-    try:
-        weight = linear.weight.array()
-    except EvaluationError:
-        return None
-    decision = decide(linear, weight, recipe)
-    return weight if isinstance(decision, Keep) and decision.reason is Reason.NOT_TERNARY else None
+    return None, apart(feeds) if goals.any and goals.metric is None else together(feeds)
 
 
 @dataclass(frozen=True)
@@ -223,7 +180,14 @@ def sensitivity(
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder, default_output(source).name)
         settled = settle(
-            source, recipe, data, metric=metric, method=method, workplace=place, progress=progress
+            source,
+            recipe,
+            data,
+            metric=metric,
+            method=method,
+            workplace=place,
+            wanted=False,
+            progress=progress,
         )
     layers = [
         RankedLayer(
@@ -286,8 +250,9 @@ def convert(
             told = settled.recipe
             report = convert_as_told(source, output, told, data=settled.data, force=force, **options)
         else:
-            files.install(settled.conversion.path, output)
-            report = dataclasses.replace(settled.conversion.told(), output=str(output))
+            made, path = settled.conversion.made
+            files.install(path, output)
+            report = dataclasses.replace(made, output=str(output))
     return _with_search(report, settled)
 
 
@@ -314,7 +279,7 @@ def plan(
     if settled.conversion is None:
         report = plan_as_told(source, settled.recipe, data=settled.data, progress=progress)
     else:
-        report = dataclasses.replace(settled.conversion.told(), output=None)
+        report = dataclasses.replace(settled.conversion.made[0], output=None)
     return _with_search(report, settled)
 
 

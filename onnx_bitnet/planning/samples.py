@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from onnx_bitnet import cache, files
 from onnx_bitnet.data.feeds import Feeds
 from onnx_bitnet.data.inputs import Batch
+from onnx_bitnet.recipe import Recipe
 
 # One batch, or sample, of so many judges.
 _SHARE = 4
@@ -35,6 +39,18 @@ class Samples:
     def apart(self) -> bool:
         """Whether what is measured on is not rounded by."""
         return self.known is not self.checks
+
+    def key(self, what: str, source: Path, recipe: Recipe) -> str:
+        """Return the key (cache.py) of a measurement of a model on this data; "" if nothing is kept."""
+        if cache.folder() is None:
+            return ""
+        model = cache.digest_of_files([source, *sorted(files.read(source).data_files)])
+        return cache.key_of({"what": what, "model": model, "data": self._digests, "recipe": recipe.to_dict()})
+
+    @functools.cached_property
+    def _digests(self) -> list[str]:
+        parts = [self.known, self.checks] if self.apart else [self.known]
+        return [cache.digest_of_batches(part) for part in parts]
 
 
 def apart(feeds: Feeds) -> Samples:

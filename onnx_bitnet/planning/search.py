@@ -6,35 +6,27 @@ import dataclasses
 import glob
 import math
 import shutil
-import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from onnx_bitnet.calibration.activations import LayerStatistics
+from onnx_bitnet import cache
 from onnx_bitnet.calibration.calibrate import Calibration
 from onnx_bitnet.conversion.convert import convert_as_told, plan_as_told
 from onnx_bitnet.data.feeds import Feeds
 from onnx_bitnet.errors import NotFinite, RecipeError
-from onnx_bitnet.planning.candidates import KEEP, Trial
+from onnx_bitnet.planning.candidates import KEEP
 from onnx_bitnet.planning.frontier import Option, Point, frontier, uniform, within
 from onnx_bitnet.planning.goals import ALL_LOST, Goals
-from onnx_bitnet.planning.probe import Probe, noise_to_signal
-from onnx_bitnet.planning.samples import Samples, first
-from onnx_bitnet.planning.simulation import Simulation, Weights
+from onnx_bitnet.planning.samples import Samples
+from onnx_bitnet.planning.survey import Group
 from onnx_bitnet.recipe import Recipe, Rule
 from onnx_bitnet.report import FrontierPoint, Progress, Report
-from onnx_bitnet.rewrite.records import Linear
 from onnx_bitnet.validation.metrics import Metrics
 from onnx_bitnet.validation.validate import validate
-from onnx_bitnet.validation.validation import Validation
 
-# Samples that the model is run on to weigh the layers; the goal itself is measured on all that judge.
-_SAMPLES = 32
 # Conversions made to come close to a goal; a loss of this share of what is allowed is close.
 _CONVERSIONS, _CLOSE = 3, 0.8
 # A choice that has more than this share of another's bytes is not worth a conversion.
@@ -46,69 +38,47 @@ _FIRST, _FACTOR = 0.01, 3.0
 
 
 @dataclass(frozen=True, eq=False)
-class Group:
-    """Layers that share a weight, and what can be done with it.
-
-    Args:
-        linear: the first of them.
-        names: all of them.
-        trials: every candidate tried, `KEEP` last.
-        statistics: what is known of its inputs, to round by.
-        judge: the same of the data to measure on.
-        gain: loss of the outputs for each unit of error of the layer; infinite if few bits in it make values
-            infinite or NaN, so that it had better stay float.
-    """
-
-    linear: Linear
-    names: tuple[str, ...]
-    trials: tuple[Trial, ...]
-    statistics: LayerStatistics | None = None
-    judge: LayerStatistics | None = None
-    gain: float = 1.0
-
-    @property
-    def products(self) -> int:
-        """What the layers do with one row."""
-        return len(self.names) * self.linear.weight.n * self.linear.weight.k
-
-    def options(self) -> list[Option]:
-        """Return the trials as the solver wants them: nothing but float loses nothing, as the last resort."""
-        *others, _ = self.trials
-        losses = [max(self._loss(trial.error), sys.float_info.min) for trial in others] + [0.0]
-        return [
-            Option(trial.candidate.name, trial.nbytes, loss, trial.time * self.products)
-            for trial, loss in zip(self.trials, losses, strict=True)
-        ]
-
-    def _loss(self, error: float) -> float:
-        return self.gain * error if math.isfinite(self.gain) else ALL_LOST
-
-
-@dataclass(frozen=True, eq=False)
 class Conversion:
     """A choice that was converted and measured.
 
     Args:
-        report: of the conversion; None if it could not be finished, because values ceased to be finite.
-        path: the model; it is there as long as the folder of the search, unless goals are missed.
+        nbytes: size of the files; None if they could not be made, because values ceased to be finite.
         loss: of the outputs.
         missed: which goals are missed, in words.
+        data: what it was rounded by.
+        checks: what it was measured on.
+        files: report and path of the model, which is there as long as the folder of the search, unless goals
+            are missed; None if another search made it, and kept what it measured.
     """
 
-    report: Report | None
-    path: Path
+    nbytes: int | None
     loss: float
     missed: tuple[str, ...]
+    data: Feeds
+    checks: Feeds
+    files: tuple[Report, Path] | None = None
 
-    def told(self) -> Report:
-        """Return the report.
+    @property
+    def made(self) -> tuple[Report, Path]:
+        """Report and path of a conversion that this search made.
 
         Raises:
-            NotFinite: there is none.
+            NotFinite: it could not be finished.
         """
-        if self.report is None:
+        if self.files is None:
             raise NotFinite(self.missed[0])
-        return self.report
+        return self.files
+
+    @property
+    def size(self) -> int:
+        """Bytes of the files.
+
+        Raises:
+            NotFinite: there are none.
+        """
+        if self.nbytes is None:
+            raise NotFinite(self.missed[0])
+        return self.nbytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +91,7 @@ class Settled:
         frontier: what there was to choose from.
         notes: sentences the user should read.
         data: a calibration for `convert` to round by.
-        conversion: the conversion by the recipe, if there was data to measure on.
+        conversion: the conversion by the recipe, if it was wanted and there was data to measure on.
     """
 
     recipe: Recipe
@@ -142,6 +112,7 @@ class Search:
         groups: the layers to decide.
         samples: to round by and to measure on; None if nothing can be measured.
         workplace: where to convert, and the name of the file.
+        wanted: the conversion is wanted, and not the recipe alone.
         strict: as in `convert`.
         progress: as in `convert`.
     """
@@ -155,64 +126,14 @@ class Search:
         samples: Samples | None,
         workplace: Path,
         *,
+        wanted: bool,
         strict: bool,
         progress: Progress | None,
     ) -> None:
         self._source, self._recipe, self._goals, self._groups = Path(source), recipe, goals, list(groups)
         self._samples, self._workplace = samples, workplace
-        self._strict, self._progress = strict, progress
+        self._wanted, self._strict, self._progress = wanted, strict, progress
         self._real: dict[tuple[int, ...], Conversion] = {}
-
-    def weigh(self) -> None:
-        """Replace the gains by what an error in each layer alone does to the outputs, on some samples.
-
-        The error is that of four bits (probe.py), on data that it was not rounded by if there is enough.
-        Later layers make good part of what one lost, the more the more it was: a gain is the geometric mean
-        of the layer's own and the typical one, which those that cannot be reached get.
-        """
-        assert self._samples is not None
-        simulation = Simulation(self._source, {name for group in self._groups for name in group.names})
-        probes: dict[int, Probe] = {}
-        errors: dict[int, float] = {}
-
-        def rounded(place: int) -> Weights:
-            group = self._groups[place]
-            assert group.statistics is not None
-            assert group.judge is not None
-            array = group.linear.weight.array()
-            if place not in probes:
-                probes[place] = Probe.of(group.linear.name, array, group.statistics)
-            decoded = probes[place].decoded(array)
-            if place not in errors:
-                errors[place] = noise_to_signal(decoded - array, array, group.judge)
-            return dict.fromkeys(group.names, np.ascontiguousarray(decoded.T))
-
-        inside = [
-            place
-            for place, group in enumerate(self._groups)
-            if simulation.layers.issuperset(group.names) and group.statistics is not None
-        ]
-        done = 0
-
-        def tick() -> None:
-            nonlocal done
-            done += 1
-            if self._progress is not None:
-                names = self._groups[inside[(done - 1) % len(inside)]].names
-                self._progress(done, 0, f"weighing {names[0]}")
-
-        variants = [partial(rounded, place) for place in inside]
-        found = simulation.measure(first(self._samples.checks, _SAMPLES), variants, tick)
-        gains = {
-            place: math.inf if _breaks(metrics) else self._goals.loss(metrics) / errors[place]
-            for place, metrics in zip(inside, found, strict=True)
-            if errors[place] > 0
-        }
-        typical = float(np.median([gain for gain in gains.values() if math.isfinite(gain)] or [1.0]))
-        self._groups = [
-            dataclasses.replace(group, gain=math.sqrt(gains.get(place, typical) * typical))
-            for place, group in enumerate(self._groups)
-        ]
 
     def settle(self, calibration: Calibration | None) -> Settled:
         """Find the cheapest point that reaches the goals."""
@@ -321,15 +242,18 @@ class Search:
         """Convert a choice by the batches that are for it, and measure it on those that judge."""
         assert self._samples is not None
         if point.options not in self._real:
-            self._real[point.options] = self._convert(point, self._samples.known, self._samples.checks)
+            self._real[point.options] = self._known(point, self._samples.known, self._samples.checks)
         return self._real[point.options]
 
-    def _finished(self, chosen: Point, points: Sequence[Point]) -> tuple[Point, Conversion]:
+    def _finished(self, chosen: Point, points: Sequence[Point]) -> tuple[Point, Conversion | None]:
         """Return the choice and its conversion, or a more exact one if it misses goals on all data."""
         for point in _onward([chosen, *(point for point in points if point.loss < chosen.loss)]):
             found = self._by_all(point)
-            if found is not None:
-                return point, found
+            if found is None:
+                continue
+            if self._wanted and found.files is None:
+                found = self._convert(point, found.data, found.checks)
+            return point, found if self._wanted else None
         raise RecipeError("the goals cannot be reached on all of the data")
 
     def _by_all(self, point: Point) -> Conversion | None:
@@ -341,15 +265,35 @@ class Search:
         found, everything = self._converted(point), self._samples.everything
         if not self._samples.apart:
             return None if found.missed else found
-        best = self._convert(point, everything, everything)
+        best = self._known(point, everything, everything)
         size = self._recipe.max_size
-        if not best.missed and (not isinstance(size, int) or best.told().output_bytes <= size):
+        if not best.missed and (not isinstance(size, int) or best.size <= size):
             return best
-        return None if found.missed or self._goals.missed(self._measured(found.path, everything)) else found
+        other = None if found.missed else self._known(point, self._samples.known, everything)
+        return None if other is None or other.missed else other
+
+    def _known(self, point: Point, data: Feeds, checks: Feeds) -> Conversion:
+        """Return what another search measured, or convert; a function of the user's is asked each time."""
+        kept = cache.recall(self._key(point, data, checks)) if self._goals.metric is None else None
+        if kept is None:
+            return self._convert(point, data, checks)
+        if kept["error"] is not None:
+            return Conversion(None, ALL_LOST, (kept["error"],), data, checks)
+        outputs = {name: Metrics(**metrics) for name, metrics in kept["outputs"].items()}
+        missed = self._goals.missed(outputs, None)
+        return Conversion(kept["nbytes"], self._goals.loss(outputs), missed, data, checks)
+
+    def _key(self, point: Point, data: Feeds, checks: Feeds) -> str:
+        assert self._samples is not None
+        by, on = ("all" if feeds is self._samples.everything else "a part" for feeds in (data, checks))
+        name = self._workplace.name  # is in the file, if its data is beside it
+        what = f"a conversion to {name} by {by}, measured on {on}"
+        return self._samples.key(what, self._source, self._recipe_of(point))
 
     def _convert(self, point: Point, data: Feeds, checks: Feeds) -> Conversion:
         folder = Path(tempfile.mkdtemp(dir=self._workplace.parent))
         output = folder / self._workplace.name
+        key = self._key(point, data, checks)
         try:
             report = convert_as_told(
                 self._source,
@@ -360,16 +304,17 @@ class Search:
                 progress=self._progress,
             )
         except NotFinite as error:
-            return Conversion(None, output, ALL_LOST, (str(error),))
-        result = self._measured(output, checks)
-        missed = self._goals.missed(result)
+            cache.keep(key, {"error": str(error)})
+            return Conversion(None, ALL_LOST, (str(error),), data, checks)
+        result = validate(self._source, output, checks, layers=False, metric=self._goals.metric)
+        outputs = {output.name: output.metrics for output in result.outputs}
+        measured = {name: dataclasses.asdict(metrics) for name, metrics in outputs.items()}
+        cache.keep(key, {"error": None, "nbytes": report.output_bytes, "outputs": measured})
+        missed = self._goals.missed(outputs, result.task)
         if missed:
             shutil.rmtree(folder)
-        loss = self._goals.loss({output.name: output.metrics for output in result.outputs})
-        return Conversion(report, output, loss, missed)
-
-    def _measured(self, output: Path, checks: Feeds) -> Validation:
-        return validate(self._source, output, checks, layers=False, metric=self._goals.metric)
+        files = (report, output)
+        return Conversion(report.output_bytes, self._goals.loss(outputs), missed, data, checks, files)
 
     def _fitting(
         self,
@@ -398,10 +343,10 @@ class Search:
     def _file_bytes(self, point: Point, calibration: Calibration | None = None) -> int:
         """Return the size of the files."""
         if self._samples is not None and any(
-            group.trials[index].candidate is not KEEP
+            group.trials[index].candidate != KEEP
             for group, index in zip(self._groups, point.options, strict=True)
         ):
-            return self._converted(point).told().output_bytes
+            return self._converted(point).size
         data = calibration if self._samples is None else self._samples.everything
         return plan_as_told(self._source, self._recipe_of(point), data=data).output_bytes
 
@@ -433,11 +378,6 @@ def _onward(points: Sequence[Point]) -> Iterator[Point]:
     last = len(points) - 1
     for place in sorted({0, last, *(1 << bit for bit in range(last.bit_length()))}):
         yield points[place]
-
-
-def _breaks(outputs: Mapping[str, Metrics]) -> bool:
-    """Return whether some values are not finite that should be, or the other way round."""
-    return any(metrics.nonfinite_differ for metrics in outputs.values())
 
 
 def _first_within(points: Sequence[Point], allowed: float) -> int:

@@ -159,29 +159,7 @@ class Validation:
             min_cosine: smallest cosine of the flattened output.
             min_metric: smallest value of the user's own metric; missed if none was computed.
         """
-        failures = self._task_failures(min_metric)
-        if min_sqnr is None and min_cosine is None:
-            return tuple(failures)
-        graded = any(output.metrics.agreement is None for output in self.outputs)
-        for output in self.outputs:
-            metrics = output.metrics
-            if metrics.agreement is None:
-                failures += _misses(output.name, "SQNR", " dB", metrics.sqnr_db, min_sqnr)
-                failures += _misses(output.name, "cosine", "", metrics.cosine, min_cosine)
-            elif not graded and not metrics.identical:
-                failures.append(f"output {output.name!r}: only {metrics.agreement:.2%} of its elements agree")
-        return tuple(failures)
-
-    def _task_failures(self, least: float | None) -> list[str]:
-        if least is None:
-            return []
-        if self.task is None:
-            return ["no metric was computed: give one (--metric FILE.py:FUNCTION) with min_metric"]
-        if self.task.got >= least:  # NaN misses every gate
-            return []
-        return [
-            f"{self.task.name} is {self.task.got:.6g}, below {least:g} (reference {self.task.reference:.6g})"
-        ]
+        return failures(self.outputs, self.task, min_sqnr, min_cosine, min_metric)
 
     def passes(
         self,
@@ -263,6 +241,36 @@ class Validation:
         gates = {"min_sqnr": min_sqnr, "min_cosine": min_cosine, "min_metric": min_metric}
         given = {name: gate for name, gate in gates.items() if gate is not None}
         html_report.write(self, Path(path), given, frontier)
+
+
+def failures(
+    outputs: Sequence[OutputMetrics],
+    task: Task | None,
+    min_sqnr: float | None,
+    min_cosine: float | None,
+    min_metric: float | None,
+) -> tuple[str, ...]:
+    """Return a sentence for every gate that outputs and a task miss, see `Validation.failures`."""
+    missed = [] if min_metric is None else _task_failures(task, min_metric)
+    if min_sqnr is None and min_cosine is None:
+        return tuple(missed)
+    graded = any(output.metrics.agreement is None for output in outputs)
+    for output in outputs:
+        metrics = output.metrics
+        if metrics.agreement is None:
+            missed += _misses(output.name, "SQNR", " dB", metrics.sqnr_db, min_sqnr)
+            missed += _misses(output.name, "cosine", "", metrics.cosine, min_cosine)
+        elif not graded and not metrics.identical:
+            missed.append(f"output {output.name!r}: only {metrics.agreement:.2%} of its elements agree")
+    return tuple(missed)
+
+
+def _task_failures(task: Task | None, least: float) -> list[str]:
+    if task is None:
+        return ["no metric was computed: give one (--metric FILE.py:FUNCTION) with min_metric"]
+    if task.got >= least:  # NaN misses every gate
+        return []
+    return [f"{task.name} is {task.got:.6g}, below {least:g} (reference {task.reference:.6g})"]
 
 
 def with_blame(layers: Sequence[LayerMetrics]) -> tuple[LayerMetrics, ...]:

@@ -15,7 +15,7 @@ from onnx_bitnet.errors import NotFinite, OutputError, RecipeError
 from onnx_bitnet.planning.candidates import KEEP, Candidate
 from onnx_bitnet.planning.frontier import hull
 from onnx_bitnet.planning.planner import sensitivity
-from onnx_bitnet.planning.search import Group
+from onnx_bitnet.planning.survey import Group
 from onnx_bitnet.report import Reason
 from onnx_bitnet.validation import plots
 
@@ -358,5 +358,5 @@ def test_float_is_the_last_resort_however_little_others_seem_to_lose():
         for candidate, nbytes in ((Candidate("ternary", {}), 1), (KEEP, 16))
     )
     linear = SimpleNamespace(weight=SimpleNamespace(n=4, k=4))
-    options = Group(linear, ("layer",), trials, None).options()
+    options = Group(linear, ("layer",), trials).options()
     assert hull(options) == [0, 1]
