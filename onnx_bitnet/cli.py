@@ -54,6 +54,7 @@ Data = Annotated[
 ]
 Dim = Annotated[list[str] | None, typer.Option(help="NAME=SIZE of a symbolic dimension of random feeds")]
 Seed = Annotated[int, typer.Option(help="of random feeds")]
+Mask = Annotated[str, typer.Option(help="input that is 0 where data is padding, or none")]
 
 CalibrationData = Annotated[
     Path | None, typer.Option("--data", help="feeds as in validate, or what calibrate wrote")
@@ -157,7 +158,7 @@ def calibrate(
     max_samples: Annotated[int | None, typer.Option(help="stop after so many samples")] = None,
     max_memory: Annotated[int, typer.Option(help="MiB for statistics and activations of one pass")] = 1024,
     second_moments: Annotated[bool, typer.Option(help="also X^T X, for rounding gptq")] = True,
-    mask: Annotated[str, typer.Option(help="input that is 0 where data is padding, or none")] = USUAL,
+    mask: Mask = USUAL,
     dim: Dim = None,
     seed: Seed = 0,
     threads: Threads = 0,
@@ -206,6 +207,7 @@ def validate(
     seed: Seed = 0,
     threads: Threads = 0,
     layers: Annotated[bool, typer.Option(help="also compare each converted layer")] = True,
+    mask: Mask = USUAL,
     metric: MetricOption = None,
     min_metric: Annotated[float | None, typer.Option(help="gate: value of --metric to be reached")] = None,
     html: Annotated[Path | None, typer.Option(help="also write a page with plots here")] = None,
@@ -226,6 +228,7 @@ def validate(
             seed=seed,
             dims=_dims(dim),
             layers=layers,
+            mask=mask,
             metric=_metric(metric),
             progress=progress,
         )

@@ -30,7 +30,8 @@ class LayerStatistics:
         variance: of all values.
         kurtosis: fourth central moment over the squared variance; 3 for a normal one, 0 for constants.
         row_peak: root mean square of the largest magnitude of each row.
-        rotated_row_peak: the same in the basis of a block-Hadamard transform of up to 128 inputs.
+        rotated_row_peak: the same in the basis of a block-Hadamard transform of up to 128 inputs, or None if
+            no second moments were collected, without which nothing is rotated by data.
         moving_absmax: moving average of the largest magnitude of each batch (0.9 old, 0.1 new).
         histogram: int64 (2 * HISTOGRAM_BINS,), counts of the bins of equal width from -histogram_range to it.
         histogram_range: a power of two above absmax; 0 if all values are 0.
@@ -48,7 +49,7 @@ class LayerStatistics:
     variance: float
     kurtosis: float
     row_peak: float
-    rotated_row_peak: float
+    rotated_row_peak: float | None
     moving_absmax: float
     histogram: np.ndarray
     histogram_range: float
@@ -87,7 +88,7 @@ class Collector:
 
     Args:
         k: values of a row.
-        second_moment: collect the (K, K) matrix, too.
+        second_moment: collect the (K, K) matrix and the peaks of rotated rows, too.
     """
 
     def __init__(self, k: int, *, second_moment: bool) -> None:
@@ -96,7 +97,7 @@ class Collector:
         self._least, self._greatest, self._moving = math.inf, -math.inf, math.nan
         self._moments = (0.0, 0.0, 0.0, 0.0, 0.0)
         self._range = 0.0
-        self._peaks = np.zeros(2)  # sums of the squares of rows' peaks, as they are and rotated
+        self._peaks, self._rotated_peaks = 0.0, 0.0  # sums of the squares of rows' peaks
         self._rotation = rotation(k, ROTATION)
         self._histogram = np.zeros(2 * HISTOGRAM_BINS, np.int64)
         self._sum, self._abs_sum = np.zeros(k), np.zeros(k)
@@ -118,10 +119,10 @@ class Collector:
         bins_per_unit = HISTOGRAM_BINS / self._range if self._range else 0.0
         moments = _native.observe(rows, self._sum, self._abs_sum, bins_per_unit, self._histogram)
         self._moments = _merge(self._moments, (rows.size, *moments))
+        self._peaks += _square_peaks(rows)
         if self._second is not None:
             self._second += rows.T @ rows
-        turned = self._rotation.rows(rows) if self._rotation else rows
-        self._peaks += [_square_peaks(rows), _square_peaks(turned)]
+            self._rotated_peaks += _square_peaks(self._rotation.rows(rows) if self._rotation else rows)
         self._least, self._greatest = min(least, self._least), max(greatest, self._greatest)
         self._moving = absmax if not self.rows else _MOMENTUM * self._moving + (1 - _MOMENTUM) * absmax
         self.rows += rows.shape[0]
@@ -152,8 +153,8 @@ class Collector:
             mean=mean,
             variance=variance,
             kurtosis=fourth / count / variance**2 if variance**2 > 0 else 0.0,
-            row_peak=math.sqrt(self._peaks[0] / self.rows),
-            rotated_row_peak=math.sqrt(self._peaks[1] / self.rows),
+            row_peak=math.sqrt(self._peaks / self.rows),
+            rotated_row_peak=(None if self._second is None else math.sqrt(self._rotated_peaks / self.rows)),
             moving_absmax=self._moving,
             histogram=self._histogram,
             histogram_range=self._range,

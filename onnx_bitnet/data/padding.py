@@ -1,7 +1,7 @@
 """Padding: which rows of activations belong to no token, by the mask among a model's inputs.
 
 Batches of text are filled up to one length. What layers read at the places filled up is of no consequence
-for the outputs, so it is none to calibrate by.
+for the outputs, so it is none to calibrate by, and what they give there is none to judge by.
 """
 
 from __future__ import annotations
@@ -55,3 +55,18 @@ def counted(rows: np.ndarray, shape: tuple[int, ...], there: np.ndarray | None) 
     if shape == (there.size,) or shape[:2] == there.shape:
         rows = rows[np.repeat(there.ravel(), rows.shape[0] // there.size)]
     return rows
+
+
+def compared(array: np.ndarray, there: np.ndarray | None) -> np.ndarray:
+    """Return what a value (..., N) has at tokens, as rows (rows, N); all of it, as it is, if all counts.
+
+    One number for each token, shaped as the mask, becomes a vector of those at tokens.
+    """
+    if there is None or array.size == 0:
+        return array
+    if array.shape == there.shape:
+        vector: np.ndarray = array[there]
+        return vector
+    rows = array.reshape(-1, array.shape[-1]) if array.ndim else array
+    left = counted(rows, array.shape[:-1], there)
+    return array if left is rows else left

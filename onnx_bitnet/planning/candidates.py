@@ -219,6 +219,7 @@ def _activation_error(weight: np.ndarray, statistics: LayerStatistics, *, rotate
     A step is a row's peak over 127, and what rounding is off has a twelfth of its square as variance.
     """
     peak = statistics.rotated_row_peak if rotated else statistics.row_peak
+    assert peak is not None  # there are second moments
     sample = weight[:: max(1, len(weight) // _ROWS)].astype(np.float32)
     signal = float(np.vdot(sample @ np.asarray(statistics.second_moment), sample)) / statistics.rows
     noise = (peak / 127) ** 2 / 12 * float(np.vdot(sample, sample))

@@ -19,7 +19,6 @@ from onnx_bitnet import files
 from onnx_bitnet.calibration.calibrate import Calibration
 from onnx_bitnet.conversion.convert import convert_as_told, default_output, plan_as_told
 from onnx_bitnet.data.feeds import open_feeds
-from onnx_bitnet.data.padding import NONE, USUAL
 from onnx_bitnet.errors import RecipeError
 from onnx_bitnet.planning.frontier import Option
 from onnx_bitnet.planning.goals import Goals
@@ -68,7 +67,6 @@ def settle(
         DataError: the data cannot be read, or does not fit.
     """
     goals = Goals.of(recipe, metric)
-    recipe = _counting(source, recipe)
     calibration, samples = _data(source, data, method, goals)
     groups = survey(Path(source), recipe, method, calibration, samples, progress)
     search = Search(
@@ -83,14 +81,6 @@ def settle(
         progress=progress,
     )
     return search.settle(calibration)
-
-
-def _counting(source: str | Path, recipe: Recipe) -> Recipe:
-    """Count padding where goals do: they are about all rows of an output, which may have one by token."""
-    outputs = files.read(source).model.graph.outputs
-    by_token = any(value.shape is None or len(value.shape) > 2 for value in outputs)
-    usual = recipe.mask == USUAL and (recipe.min_cosine is not None or recipe.min_sqnr is not None)
-    return recipe.replace(mask=NONE) if by_token and usual else recipe
 
 
 def _data(

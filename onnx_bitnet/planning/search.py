@@ -306,7 +306,14 @@ class Search:
         except NotFinite as error:
             cache.keep(key, {"error": str(error)})
             return Conversion(None, ALL_LOST, (str(error),), data, checks)
-        result = validate(self._source, output, checks, layers=False, metric=self._goals.metric)
+        result = validate(
+            self._source,
+            output,
+            checks,
+            layers=False,
+            mask=self._recipe.mask,
+            metric=self._goals.metric,
+        )
         outputs = {output.name: output.metrics for output in result.outputs}
         measured = {name: dataclasses.asdict(metrics) for name, metrics in outputs.items()}
         cache.keep(key, {"error": None, "nbytes": report.output_bytes, "outputs": measured})

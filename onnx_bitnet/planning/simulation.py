@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnx_bitnet import files
 from onnx_bitnet.data.feeds import Feeds
 from onnx_bitnet.data.inputs import Batch
+from onnx_bitnet.data.padding import USUAL, compared, tokens
 from onnx_bitnet.rewrite.cleanup import cleanup
 from onnx_bitnet.rewrite.plain import Plain, plain_nodes, replace_plain
 from onnx_bitnet.rewrite.records import Linear, operand
@@ -63,7 +64,11 @@ class Simulation:
         return self._runner.run(self._outputs, batch | self._exact | given, label)
 
     def measure(
-        self, feeds: Feeds, variants: Sequence[Callable[[], Weights]], tick: Callable[[], None] | None = None
+        self,
+        feeds: Feeds,
+        variants: Sequence[Callable[[], Weights]],
+        tick: Callable[[], None] | None = None,
+        mask: str = USUAL,
     ) -> list[dict[str, Metrics]]:
         """Return how far the outputs are apart, by name, for each set of weights.
 
@@ -71,15 +76,16 @@ class Simulation:
             feeds: every batch is run with the exact weights and with each variant.
             variants: called for the weights (K, N) of the layers that differ, by layer.
             tick: called after each run.
+            mask: as in `validate`.
         """
         sums = [{name: Accumulator() for name in self._outputs} for _ in variants]
         for index, batch in enumerate(feeds):
-            label = f"batch {index} of {feeds.description}"
+            label, there = f"batch {index} of {feeds.description}", tokens(batch, mask)
             exact = self.run(batch, label)
             for accumulators, variant in zip(sums, variants, strict=True):
                 got = self.run(batch, label, variant())
                 for name, accumulator in accumulators.items():
-                    accumulator.update(exact[name], got[name])
+                    accumulator.update(compared(exact[name], there), compared(got[name], there))
                 if tick is not None:
                     tick()
         return [{name: item.result() for name, item in accumulators.items()} for accumulators in sums]

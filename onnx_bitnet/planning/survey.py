@@ -170,7 +170,7 @@ def _measured(
     known = calibrate(source, samples.known, mask=recipe.mask)
     judge = calibrate(source, samples.checks, mask=recipe.mask) if samples.apart else known
     tried = _tried(groups, recipe, known, judge, progress)
-    return tried if method == "outputs" else _weighed(tried, source, samples, known, judge, progress)
+    return tried if method == "outputs" else _weighed(tried, source, recipe, samples, known, judge, progress)
 
 
 def _tried(
@@ -199,6 +199,7 @@ def _of(calibration: Calibration | None, group: Group) -> LayerStatistics | None
 def _weighed(
     groups: Sequence[Group],
     source: Path,
+    recipe: Recipe,
     samples: Samples,
     known: Calibration,
     judge: Calibration,
@@ -236,7 +237,7 @@ def _weighed(
             progress(done, 0, f"weighing {groups[inside[(done - 1) % len(inside)]].names[0]}")
 
     variants = [partial(rounded, place) for place in inside]
-    harms = simulation.measure(first(samples.checks, _SAMPLES), variants, tick)
+    harms = simulation.measure(first(samples.checks, _SAMPLES), variants, tick, recipe.mask)
     found = list(groups)
     for place, harm in zip(inside, harms, strict=True):
         found[place] = dataclasses.replace(found[place], probed=errors[place], harm=harm)

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnx_bitnet import files
 from onnx_bitnet.data.feeds import Feeds, open_feeds
 from onnx_bitnet.data.inputs import Batch, model_inputs
+from onnx_bitnet.data.padding import USUAL, check_mask, compared, tokens
 from onnx_bitnet.errors import DataError, ModelError, one_line
 from onnx_bitnet.inspection import describe
 from onnx_bitnet.report import Progress
@@ -43,6 +44,7 @@ def validate(
     seed: int = 0,
     dims: Mapping[str, int] | None = None,
     layers: bool = True,
+    mask: str = USUAL,
     metric: Metric | None = None,
     memory: int = MEMORY,
     progress: Progress | None = None,
@@ -61,6 +63,8 @@ def validate(
         seed: of random feeds.
         dims: sizes of symbolic dimensions in random feeds, by name.
         layers: compare every converted layer as well.
+        mask: the input (batch, sequence) that is 0 where data is padding, of which nothing counts, neither in
+            outputs nor in layers; it need not be there. `none` counts all.
         metric: called as metric(batches, outputs) with all batches and, in the same order, the outputs of one
             model for them, both as {name: array}; once for each model. Returns a number, such as an accuracy.
         memory: bytes that the values of the layers compared at a time may take, judged by the first batch; a
@@ -84,8 +88,9 @@ def validate(
         if not isinstance(value.type, ir.TensorType)
     )
     feeds = open_feeds(left.model, data, seed=seed, dims=dims)
+    check_mask(mask, feeds.inputs)
     taps = find_taps(left.model, right.model) if layers else ()
-    comparison = _Comparison(left, right, taps, threads, memory)
+    comparison = _Comparison(left, right, taps, threads, memory, mask)
     kept: list[tuple[Batch, Batch, Batch]] = []
     batches = 0
     for batch in feeds:
@@ -191,12 +196,13 @@ class _Comparison:
         taps: Sequence[Tap],
         threads: int,
         memory: int,
+        mask: str,
     ) -> None:
         graph_outputs = reference.model.graph.outputs
         self._names = [str(value.name) for value in graph_outputs if isinstance(value.type, ir.TensorType)]
         self._all_taps = taps
         self._taps = [tap for tap in taps if not tap.note]
-        self._memory, self._threads, self._got_file = memory, threads, got
+        self._memory, self._threads, self._got_file, self._mask = memory, threads, got, mask
         values = [name for tap in self._taps for name in (*tap.inputs, tap.y)]
         expose(reference.model, values)
         expose_shapes(reference.model, values)
@@ -211,12 +217,14 @@ class _Comparison:
         """Run one batch through everything and add up the distances; return the outputs of both models."""
         reference = _run(self._reference, self._names, batch, label, hint)
         got = _run(self._got, self._names, batch, label, hint)
+        there = tokens(batch, self._mask)
         for name in self._names:
-            self._update(self._apart[name], reference[name], got[name], f"output {name!r} on {label}")
+            where = f"output {name!r} on {label}"
+            self._update(self._apart[name], reference[name], got[name], there, where)
         if self._groups is None:
             self._groups = self._divide(batch, label)
         for group in self._groups:
-            self._add_layers(group, batch, label)
+            self._add_layers(group, batch, there, label)
         return reference, got
 
     def _divide(self, batch: Batch, label: str) -> list[_Group]:
@@ -239,21 +247,28 @@ class _Comparison:
         types = self._reference.types()
         return [_Group(self._got_file, taps, types, self._threads) for taps in groups]
 
-    def _add_layers(self, group: _Group, batch: Batch, label: str) -> None:
+    def _add_layers(self, group: _Group, batch: Batch, there: np.ndarray | None, label: str) -> None:
         reference = _run(self._reference, [*group.inputs, *group.ys], batch, label)
         got = _run(self._got, group.ys, batch, label)
         packed, float_x = group.run({name: reference[name] for name in group.inputs}, label)
         for index, tap in group.taps:
             sums, y, alone = self._sums[index], reference[tap.y], output_name(index, tap.y)
-            self._update(sums.accumulated, y, got[tap.y], f"layer {tap.layer!r} on {label}")
+            self._update(sums.accumulated, y, got[tap.y], there, f"layer {tap.layer!r} on {label}")
             where = f"layer {tap.layer!r} alone on {label}"
-            self._update(sums.local, y, packed[alone], where)
-            self._update(sums.weight, y, float_x[alone], where)
-            self._update(sums.activations, float_x[alone], packed[alone], where)
+            self._update(sums.local, y, packed[alone], there, where)
+            self._update(sums.weight, y, float_x[alone], there, where)
+            self._update(sums.activations, float_x[alone], packed[alone], there, where)
 
-    def _update(self, accumulator: Accumulator, reference: np.ndarray, got: np.ndarray, where: str) -> None:
+    def _update(
+        self,
+        accumulator: Accumulator,
+        reference: np.ndarray,
+        got: np.ndarray,
+        there: np.ndarray | None,
+        where: str,
+    ) -> None:
         try:
-            accumulator.update(reference, got)
+            accumulator.update(compared(reference, there), compared(got, there))
         except ValueError as error:
             path = self._reference.path
             raise ModelError(f"{self._got.path}: {where}: {error} as in {path}; convert it again") from None

@@ -67,6 +67,9 @@ def test_statistics_are_those_of_all_rows_at_once(model):
         for field, value in expected.items():
             np.testing.assert_allclose(getattr(got, field), value, rtol=2e-5, atol=1e-4, err_msg=field)
         assert got.second_moment.dtype == got.channel_mean.dtype == np.float32
+    plain = bn.calibrate(model, batches(), second_moments=False).layers["layer.a"]
+    assert (plain.second_moment, plain.rotated_row_peak) == (None, None)
+    assert plain.row_peak == calibration.layers["layer.a"].row_peak
 
 
 def test_the_histogram_is_exact_whatever_came_first():

@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnx_bitnet as bn
+from onnx_bitnet.data.padding import compared
 from onnx_bitnet.errors import DataError, RecipeError
 from onnx_bitnet.rewrite.packed import packed_nodes
 
@@ -130,3 +131,45 @@ def test_minilm_reads_the_same_from_a_batch_as_from_its_sentences(minilm_model):
     alone = [minilm.tokenize([sentence]) for sentence in sentences]
     together = bn.calibrate(minilm_model, minilm.tokenize(sentences), second_moments=False)
     assert_same_statistics(together, bn.calibrate(minilm_model, alone, second_moments=False))
+
+
+def converted(model, tmp_path):
+    bn.convert(model, tmp_path / "out.onnx", {"mode": "ternary"})
+    return tmp_path / "out.onnx"
+
+
+def test_what_is_validated_is_what_the_texts_alone_would_give(model, tmp_path):
+    """Outputs and layers alike; the order of batches does not matter, and `none` counts all."""
+    got = converted(model, tmp_path)
+    alone, together = bn.validate(model, got, texts()), bn.validate(model, got, padded(texts()))
+    pairs = [(a.metrics, b.metrics) for a, b in zip(alone.outputs[:1], together.outputs[:1], strict=True)]
+    for left, right in zip(alone.layers, together.layers, strict=True):
+        assert left.name == right.name
+        pairs += [(getattr(left, part), getattr(right, part)) for part in ("local", "weight", "accumulated")]
+    for left, right in pairs:
+        assert left.elements == right.elements
+        for name in ("sqnr_db", "cosine", "relative_l2", "max_abs"):
+            assert getattr(left, name) == pytest.approx(getattr(right, name), rel=1e-4), name
+    everything = bn.validate(model, got, padded(texts()), mask="none")
+    assert everything.outputs[0].metrics.elements > together.outputs[0].metrics.elements
+    with pytest.raises(DataError, match="mask 'no' is no input of the model"):
+        bn.validate(model, got, padded(texts()), mask="no")
+
+
+def test_goals_are_about_tokens(model, tmp_path):
+    """What is planned for texts in one padded batch is what is planned for them alone."""
+    goal = {"min_cosine": 0.98, "activation_bits": 16}
+    together = bn.plan(model, goal, data=padded(texts()) * 4)
+    assert together.recipe["mask"] == "attention_mask"
+    bn.convert(model, tmp_path / "out.onnx", goal, data=padded(texts()) * 4)
+    assert bn.validate(model, tmp_path / "out.onnx", texts()).passes(min_cosine=0.98)
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows"), [((2, 3, 5), (4, 5)), ((6, 5), (4, 5)), ((2, 3), (4,)), ((2, 5), (2, 5)), ((), ())]
+)
+def test_rows_at_tokens_are_compared(shape, rows):
+    there = np.array([[True, True, False], [True, True, False]])
+    array = np.arange(np.prod(shape, dtype=int), dtype=np.float32).reshape(shape)
+    assert compared(array, there).shape == rows
+    assert compared(array, None) is array

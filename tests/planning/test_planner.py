@@ -149,21 +149,6 @@ def test_the_frontier_says_what_time_each_choice_takes(model, data):
     assert 0 < points[0].time < 0.5
 
 
-def test_padding_counts_where_goals_count_it(model, data, tmp_path):
-    """Goals are about all rows of an output; if it has one for each token, padding is among them."""
-    proto = onnx.load(model)
-    for value in (proto.graph.input[0], proto.graph.output[0]):
-        width = value.type.tensor_type.shape.dim[1].dim_value
-        del value.type.tensor_type.shape.dim[:]
-        for size in ("batch", "sequence", width):
-            dim = value.type.tensor_type.shape.dim.add()
-            setattr(dim, "dim_param" if isinstance(size, str) else "dim_value", size)
-    onnx.save(proto, tmp_path / "tokens.onnx")
-    batches = [{"x": batch["x"][None]} for batch in data]
-    assert bn.plan(tmp_path / "tokens.onnx", {"min_cosine": 0.9}, data=batches).recipe["mask"] == "none"
-    assert bn.plan(model, {"min_cosine": 0.9}, data=data).recipe["mask"] == "attention_mask"
-
-
 def test_what_the_planner_rotates_and_fits_is_its_own_choice(model, data):
     layers = [
         layer for layer in bn.plan(model, {"min_cosine": 0.985}, data=data).layers if not layer.lossless
