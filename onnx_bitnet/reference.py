@@ -500,18 +500,21 @@ def quantize_integer(
     """Quantize symmetrically to 4- or 8-bit integers q, w ~ s * q, as bits / 2 planes of two-bit codes.
 
     The planes are the base-4 digits of q + 2^(bits - 1), highest first, with scales s * 4^i and zero points
-    2, 0, 0, 0. s is max|w| / (2^(bits - 1) - 1), rounded up to 16 significant bits (float16: 11, bfloat16: 8)
-    so that s * q is exact in float32 and nothing is clipped.
+    2, 0, 0, 0. s is the least by which no weight is off by more than a half: max|w| / 127 with 8 bits. 4 bits
+    use all levels from -8 to 7: s is the larger of max|w| / 8 and m / 7.5, m the largest magnitude of the
+    other sign, and negative if max|w| is that of a positive weight, which then is at -8. Its magnitude is
+    rounded up to 16 significant bits (float16: 11, bfloat16: 8) so that s * q is exact in float32.
 
     Returns:
         codes uint8 (P, N, K), scale (P, N or 1, G or 1) and zero_point (P, 1, 1) of `scale_type`.
     """
     top = np.float32(2 ** (bits - 1) - 1)
     groups = split(w, granularity)
-    largest = np.array([[np.abs(group).max() for group in row] for row in groups], np.float32)
-    mantissa, exponent = np.frexp((largest / top).astype(np.float64))
+    steps = np.array([[_integer_step(group, bits) for group in row] for row in groups], np.float32)
+    mantissa, exponent = np.frexp(np.abs(steps).astype(np.float64))
     kept = {"float32": 16, "float16": 11, "bfloat16": 8}[np.dtype(scale_type).name]
     s = np.ldexp(np.ceil(np.ldexp(mantissa, kept)), exponent - kept).astype(np.float32)
+    s = np.where(steps < 0, -s, s)
     with np.errstate(divide="ignore", over="ignore"):
         factor = np.float32(1) / s
     factor[~np.isfinite(factor)] = 0  # zeros, or weights too small for float32 arithmetic
@@ -528,6 +531,15 @@ def quantize_integer(
         np.stack([(s * 2**power).astype(scale_type) for power in powers]),
         zero_point,
     )
+
+
+def _integer_step(w: np.ndarray, bits: int) -> np.float32:
+    """Return the step of one group before it is rounded, see `quantize_integer`."""
+    below, above = np.float32(max(-w.min(), 0)), np.float32(max(w.max(), 0))
+    if bits == 8:
+        return max(below, above) / np.float32(127)
+    step = max(max(below, above) / np.float32(8), min(below, above) / np.float32(7.5))
+    return -step if above > below else step
 
 
 def dequantize_linear(weight: np.ndarray, scale: np.ndarray, block_size: int, rows: slice) -> np.ndarray:

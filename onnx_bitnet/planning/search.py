@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from onnx_bitnet import cache
 from onnx_bitnet.calibration.calibrate import Calibration

@@ -489,7 +489,7 @@ def _quantize_integer(weight: np.ndarray, spec: LayerSpec, granularity: str) -> 
     bits, block_size = spec.integer_bits, stored_block_size(granularity, weight.shape[1])
     most: np.ndarray = np.array(spec.scale, np.float32)[:, None]
     if not spec.scale:
-        most = scales.largest(weight, granularity) / np.float32(2 ** (bits - 1) - 1)
+        most = scales.integer_steps(weight, granularity, bits)
     powers = np.array([[[4**p]] for p in reversed(range(bits // 2))], np.float32)
     for scale_type in _scale_types(spec, granularity):
         with np.errstate(over="ignore"):

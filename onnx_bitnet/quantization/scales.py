@@ -75,13 +75,35 @@ def fit_planes(weight: np.ndarray, granularity: str, planes: int, rule: Rule) ->
 
 def largest(weight: np.ndarray, granularity: str) -> np.ndarray:
     """Return max|w| of each group as float32 (N or 1, G)."""
+    most: np.ndarray = np.maximum(*_reach(weight, granularity))
+    return most
+
+
+def integer_steps(weight: np.ndarray, granularity: str, bits: int) -> np.ndarray:
+    """Return the least step of each group by which no weight is off by more than a half: float32 (N or 1, G).
+
+    8 bits: max|w| / 127. 4 bits use all 16 levels -8 to 7: the step has the sign with which the largest
+    magnitude is at -8, while the largest of the other sign is at 7.5 at most.
+    """
+    below, above = _reach(weight, granularity)
+    most: np.ndarray = np.maximum(below, above)
+    if bits == 8:
+        return most / np.float32(127)
+    step: np.ndarray = np.maximum(most / np.float32(8), np.minimum(below, above) / np.float32(7.5))
+    return np.where(above > below, -step, step)
+
+
+def _reach(weight: np.ndarray, granularity: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return how far each group reaches below and above 0, both float32 (N or 1, G)."""
     shared = block_rows(granularity)
     if shared > 1:
-        return _shared_by(shared, largest(*_laid_out(weight, granularity)), weight.shape[0], axis=0)
+        below, above = _reach(*_laid_out(weight, granularity))
+        n = weight.shape[0]
+        return _shared_by(shared, below, n, axis=0), _shared_by(shared, above, n, axis=0)
     groups = group_count(weight, granularity)
     moments = _moments(weight, np.empty((0, 1, groups, 4), np.float32), granularity)
-    most: np.ndarray = np.maximum(moments[..., 2], -moments[..., 1])
-    return most.astype(np.float32)
+    least, greatest = moments[..., 1].astype(np.float32), moments[..., 2].astype(np.float32)
+    return np.maximum(-least, np.float32(0)), np.maximum(greatest, np.float32(0))
 
 
 def _laid_out(weight: np.ndarray, granularity: str) -> tuple[np.ndarray, str]:

@@ -230,7 +230,16 @@ def test_integers_are_within_half_a_step(weight, bits):
         :, : packed.k
     ]
     # The step is rounded up, so nothing is clipped.
-    assert np.all(np.abs(packed.dequantize() - weight) <= step * (0.5 + 2.0 ** (bits - 24)) + 1e-12)
+    assert np.all(np.abs(packed.dequantize() - weight) <= np.abs(step) * (0.5 + 2.0 ** (bits - 24)) + 1e-12)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_four_bits_have_sixteen_levels(sign):
+    """What reaches as far as 8 steps on one side and 7 on the other is on them."""
+    weight = sign * np.float32(0.25) * np.tile(np.arange(-8, 8, dtype=np.float32), (3, 4))
+    packed = quantize_layer(weight, LayerSpec(granularity="block:32", integer_bits=4))
+    assert packed.lossless
+    assert (packed.scale[-1] == np.float16(sign * 0.25)).all()
 
 
 def test_more_planes_leave_less():
@@ -585,9 +594,10 @@ def test_what_cannot_be_packed_is_an_error(weight, message):
 
 
 def test_weights_that_overflow_when_decoded_are_an_error():
-    # -7 is stored as digits 0 and 1, whose values are -8 s and s.
+    # 3.3e38 is at 7.5 steps and -3.3e38 at -7.5, which becomes -8.
+    weight = np.tile(np.float32([3.3e38, -3.3e38]), (2, 16))
     with pytest.raises(ModelError, match="near the largest float32 overflow when decoded"):
-        quantize_layer(np.full((2, 32), -3.3e38, np.float32), LayerSpec(integer_bits=4))
+        quantize_layer(weight, LayerSpec(integer_bits=4))
 
 
 @pytest.mark.parametrize("size", [1e38, 1e-41])
