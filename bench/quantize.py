@@ -21,7 +21,10 @@ import numpy as np
 
 from onnx_bitnet import _native
 from onnx_bitnet.quantization import scales
-from onnx_bitnet.quantization.quantize import LayerSpec, Quantized, check_weight, detect, quantize_layer
+from onnx_bitnet.quantization.detect import check_weight, detect
+from onnx_bitnet.quantization.quantize import quantize_layer
+from onnx_bitnet.quantization.quantized import Quantized
+from onnx_bitnet.quantization.spec import LayerSpec
 
 TYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 LAYOUTS = ("rows", "columns")

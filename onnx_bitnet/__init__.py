@@ -10,7 +10,8 @@ from onnx_bitnet.calibration.calibrate import Calibration, calibrate
 from onnx_bitnet.errors import BitNetError
 from onnx_bitnet.kernels import Kernel, kernels
 from onnx_bitnet.planning.planner import convert, plan
-from onnx_bitnet.quantization.quantize import Quantized, quantize
+from onnx_bitnet.quantization.quantize import quantize
+from onnx_bitnet.quantization.quantized import Quantized
 from onnx_bitnet.recipe import Recipe, Rule
 from onnx_bitnet.report import Report
 from onnx_bitnet.runtime import library_path, register, session

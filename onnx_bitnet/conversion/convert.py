@@ -19,7 +19,7 @@ from onnx_bitnet.conversion.steps import walk
 from onnx_bitnet.conversion.targets import Stored, put
 from onnx_bitnet.conversion.verify import verify
 from onnx_bitnet.errors import Refused
-from onnx_bitnet.quantization.quantize import Quantized
+from onnx_bitnet.quantization.quantized import Quantized
 from onnx_bitnet.recipe import Recipe
 from onnx_bitnet.report import KEPT, Layer, Progress, Reason, Report
 from onnx_bitnet.rewrite.cleanup import cleanup

@@ -14,7 +14,8 @@ from onnx_bitnet.calibration.sources import OUT_OF_REACH
 from onnx_bitnet.conversion.nearly import nearly
 from onnx_bitnet.errors import RecipeError
 from onnx_bitnet.granularity import block_rows
-from onnx_bitnet.quantization.quantize import LayerSpec, check_weight, detect
+from onnx_bitnet.quantization.detect import check_weight, detect
+from onnx_bitnet.quantization.spec import LayerSpec
 from onnx_bitnet.recipe import FLOAT_ACTIONS, MEASURED_ROUNDINGS, Recipe, Rule
 from onnx_bitnet.report import Reason
 from onnx_bitnet.rewrite.origins import opset_version

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnx_bitnet.quantization.quantize import Exact
+from onnx_bitnet.quantization.detect import Exact
 
 # The difference of two numbers some times larger than the result is rounded that much more coarsely.
 _ULPS = 32

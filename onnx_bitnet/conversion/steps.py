@@ -19,8 +19,10 @@ from onnx_bitnet.formats import panel_shape
 from onnx_bitnet.granularity import block_rows
 from onnx_bitnet.quantization.compensate import Moments
 from onnx_bitnet.quantization.floats import Floats, quantize_floats
-from onnx_bitnet.quantization.quantize import LayerSpec, Quantized, quantize_layer
+from onnx_bitnet.quantization.quantize import quantize_layer
+from onnx_bitnet.quantization.quantized import Quantized
 from onnx_bitnet.quantization.rotation import rotation
+from onnx_bitnet.quantization.spec import LayerSpec
 from onnx_bitnet.recipe import Recipe
 from onnx_bitnet.report import Layer, Progress, Reason
 from onnx_bitnet.rewrite.plain import Plain

@@ -9,8 +9,9 @@ import onnx_ir as ir
 
 from onnx_bitnet.quantization.floats import Floats
 from onnx_bitnet.quantization.nbits import DynamicInt8, NBits, integers
-from onnx_bitnet.quantization.quantize import LayerSpec, Quantized
+from onnx_bitnet.quantization.quantized import Quantized
 from onnx_bitnet.quantization.rotation import Rotation
+from onnx_bitnet.quantization.spec import LayerSpec
 from onnx_bitnet.rewrite.plain import Plain, replace_plain
 from onnx_bitnet.rewrite.records import Linear
 from onnx_bitnet.rewrite.replace import Shared, replace

@@ -18,7 +18,7 @@ from onnx_bitnet.decoder.graph import Graph
 from onnx_bitnet.decoder.source import Source
 from onnx_bitnet.decoder.standard import Standard
 from onnx_bitnet.decoder.tokens import Tokens
-from onnx_bitnet.quantization.quantize import Quantized
+from onnx_bitnet.quantization.quantized import Quantized
 from onnx_bitnet.report import Progress
 from onnx_bitnet.rewrite.fuse import concatenate
 

@@ -14,7 +14,7 @@ import numpy as np
 from onnx_bitnet import files, reference
 from onnx_bitnet.errors import OutputError
 from onnx_bitnet.formats import FORMATS
-from onnx_bitnet.quantization.quantize import Quantized
+from onnx_bitnet.quantization.quantized import Quantized
 from onnx_bitnet.report import Progress
 from onnx_bitnet.rewrite.packed import PackedNode, packed_nodes
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnx_bitnet.decoder.checked import meant
 from onnx_bitnet.decoder.datafile import DataFile
 from onnx_bitnet.formats import FORMATS, PANEL_OP, to_panels
-from onnx_bitnet.quantization.quantize import Quantized
+from onnx_bitnet.quantization.quantized import Quantized
 from onnx_bitnet.rewrite.functions import DOMAIN, FUNCTIONS, VERSION
 from onnx_bitnet.rewrite.replace import LAYER
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from onnx_bitnet.errors import ModelError
 from onnx_bitnet.formats import FORMATS
-from onnx_bitnet.quantization.quantize import Quantized
+from onnx_bitnet.quantization.quantized import Quantized
 from onnx_bitnet.weights import Weights
 
 _ROWS = 4096

@@ -14,7 +14,8 @@ from onnx_bitnet.decoder.graph import CONTRIB, Graph
 from onnx_bitnet.decoder.source import Source
 from onnx_bitnet.errors import ModelError
 from onnx_bitnet.granularity import stored_block_size
-from onnx_bitnet.quantization.quantize import LayerSpec, quantize_layer
+from onnx_bitnet.quantization.quantize import quantize_layer
+from onnx_bitnet.quantization.spec import LayerSpec
 
 BITS = {"float": 0, "int8": 8, "int4": 4}
 """By onnxruntime's own ops."""

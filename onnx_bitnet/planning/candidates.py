@@ -15,8 +15,10 @@ from onnx_bitnet.conversion.targets import store
 from onnx_bitnet.planning.probe import noise_to_signal
 from onnx_bitnet.planning.speed import relative_time
 from onnx_bitnet.quantization.compensate import Problem
-from onnx_bitnet.quantization.quantize import LayerSpec, Quantized, fitted_to, quantize_layer
+from onnx_bitnet.quantization.quantize import fitted_to, quantize_layer
+from onnx_bitnet.quantization.quantized import Quantized
 from onnx_bitnet.quantization.rotation import ROTATION, Rotation, rotation
+from onnx_bitnet.quantization.spec import LayerSpec
 from onnx_bitnet.recipe import MEASURED_ROUNDINGS, Recipe, Rule
 from onnx_bitnet.rewrite.records import Linear
 

@@ -9,8 +9,10 @@ import numpy as np
 from onnx_bitnet.calibration.activations import LayerStatistics
 from onnx_bitnet.conversion.moments import moments_of
 from onnx_bitnet.quantization.compensate import Problem
-from onnx_bitnet.quantization.quantize import LayerSpec, Quantized, fitted_to
+from onnx_bitnet.quantization.quantize import fitted_to
+from onnx_bitnet.quantization.quantized import Quantized
 from onnx_bitnet.quantization.rotation import ROTATION, Rotation, rotation
+from onnx_bitnet.quantization.spec import LayerSpec
 
 _SPEC = LayerSpec(
     integer_bits=4, granularity="channel", levels=4, rounding="gptq", scale_type="float16", rotation=ROTATION

@@ -11,7 +11,7 @@ from onnx_bitnet import scale_types
 from onnx_bitnet.errors import ModelError
 from onnx_bitnet.granularity import stored_block_size
 from onnx_bitnet.quantization import scales
-from onnx_bitnet.quantization.quantize import LayerSpec
+from onnx_bitnet.quantization.spec import LayerSpec
 
 TYPES = {
     "fp8e4m3": ml_dtypes.float8_e4m3fn,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_bitnet.quantization.quantize import Quantized
+from onnx_bitnet.quantization.quantized import Quantized
 
 # Inputs that share a scale: the largest block for which onnxruntime has int8 kernels of 2, 4 and 8 bits.
 _BLOCK = 128

@@ -8,234 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from onnx_bitnet import _native, scale_types
 from onnx_bitnet.errors import ModelError, RecipeError
-from onnx_bitnet.formats import FORMATS, Format
+from onnx_bitnet.formats import FORMATS
 from onnx_bitnet.granularity import block_rows, stored_block_size
-from onnx_bitnet.kernels import check_environment
 from onnx_bitnet.quantization import grids, scales
 from onnx_bitnet.quantization.compensate import Moments, Problem, fit
-from onnx_bitnet.recipe import MEASURED_ROUNDINGS, Recipe, rotation_size
+from onnx_bitnet.quantization.detect import Exact, check_weight, detect
+from onnx_bitnet.quantization.quantized import Quantized, spread
+from onnx_bitnet.quantization.spec import LayerSpec
+from onnx_bitnet.recipe import Recipe
 
 Difference = tuple[float, float, bool, int]  # sums of squared errors and weights, any difference, zeros
-
-WEIGHT_TYPES = ("float32", "float16", "bfloat16")
-_WHY_I2S = "i2s loads fastest; tl2 and t5 make smaller files, and single rows from DRAM are faster in t5"
-_CODES_AT_ONCE = 1 << 20
-_AUTO_ACTIVATION_BITS = {"custom": 16, "ort": 8, "simulate": 32, "float": 32}
-_DEFAULT_GRANULARITY = {0: "block:128", 4: "block:32", 8: "channel"}  # by integer_bits
-
-
-@dataclass(frozen=True)
-class Quantized:
-    """A few-bit matrix W of N outputs and K inputs: W = sum over planes of scale * (code - zero_point).
-
-    Args:
-        format: name of the canonical byte layout of `weight`, see formats.py.
-        n: outputs (rows).
-        k: inputs (columns).
-        block_size: inputs that share a scale; 0 means all of K.
-        weight: uint8 (P, N, row_bytes), canonical packed codes.
-        scale: float32 or float16 (P, N or 1, G or 1) with G = ceil(K / block_size).
-        zero_point: type of `scale`, shape (P, 1, 1): one for each plane; 1 for ternary; with offsets
-            (P, N, G).
-        lossless: `dequantize()` equals the weight it was made from, value for value, in the weight's type.
-        sqnr_db: signal to noise of the weights in dB; None when lossless.
-        zeros: share of the weights that decode to 0.
-    """
-
-    format: str
-    n: int
-    k: int
-    block_size: int
-    weight: np.ndarray
-    scale: np.ndarray
-    zero_point: np.ndarray
-    lossless: bool
-    sqnr_db: float | None = None
-    zeros: float = 0.0
-
-    @property
-    def planes(self) -> int:
-        """Planes of codes."""
-        return int(self.weight.shape[0])
-
-    @property
-    def granularity(self) -> str:
-        """What shares a scale: `tensor`, `channel` or `block:B`."""
-        if self.block_size:
-            return f"block:{self.block_size}"
-        return "tensor" if self.scale.shape[1] == 1 else "channel"
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of codes, scales and, where the format has them, zero points."""
-        zero_point = self.zero_point.nbytes if FORMATS[self.format].four_levels else 0
-        return self.weight.nbytes + self.scale.nbytes + zero_point
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Bits that a weight takes, scales and zero points included."""
-        return 8 * self.nbytes / (self.n * self.k)
-
-    def codes(self) -> np.ndarray:
-        """Return the codes 0..3 as uint8 (P, N, K)."""
-        return FORMATS[self.format].unpack(self.weight, self.k)
-
-    def to(self, form: str) -> Quantized:
-        """Return the same matrix in another format; nothing but its bytes changes.
-
-        >>> quantize(np.float32([[0.5, 0, -0.5, 0.5, 0.5]])).to("t5").weight.tolist()
-        [[[221]]]
-
-        Raises:
-            ModelError: it has four levels or a zero point other than 1, which only i2s holds.
-        """
-        target = FORMATS[form]
-        if not target.four_levels and not (self.zero_point == 1).all():
-            raise ModelError(
-                f"weight: its zero points are not 1, so it cannot be {form}; only i2s can hold it"
-            )
-        try:
-            weight = _recode(self.weight, self.k, FORMATS[self.format], target)
-        except ValueError as error:
-            raise ModelError(f"{error}; it cannot be {form}") from None
-        return dataclasses.replace(self, format=form, weight=weight)
-
-    def dequantize(self, rows: slice = slice(None)) -> np.ndarray:
-        """Return the weight matrix, or some of its rows, as float32 (rows, K)."""
-        first, last, step = rows.indices(self.n)
-        if step != 1:
-            raise ValueError(f"rows {rows} must follow one another")
-        out = np.empty((max(0, last - first), self.k), np.float32)
-        if out.size:
-            scale, zero_point = _tables(self.scale, self.zero_point, self.k, self.block_size)
-            if scale.shape[1] > 1:
-                scale, zero_point = scale[:, first:last], zero_point[:, first:last]
-            weight = _recode(self.weight[:, first:last], self.k, FORMATS[self.format], FORMATS["i2s"])
-            weight, scale, zero_point = map(np.ascontiguousarray, (weight, scale, zero_point))
-            _native.dequantize(weight, scale, zero_point, self.k, self.block_size, out, 0, last - first)
-        return out
-
-
-@dataclass(frozen=True, eq=False)
-class Exact:
-    """How a matrix is exactly ternary: each group holds only -s, 0 and s.
-
-    Args:
-        block_size: inputs that share a magnitude; 0 means all of K.
-        scale: the magnitudes s, float32 (N or 1, G); 0 for a group of zeros.
-    """
-
-    block_size: int
-    scale: np.ndarray
-
-
-@dataclass(frozen=True)
-class LayerSpec:
-    """How to pack one layer.
-
-    Args:
-        format: name of the byte layout, see formats.py.
-        granularity: what shares a scale: `tensor`, `channel`, `block:B`, `block:RxB`, or `auto` for what
-            suits the bits.
-        rounding: `absmean`, `twn`, `mse`, `weighted` or `gptq`, see recipe.Recipe.
-        planes: 1 to 4.
-        levels: 3, 4 or 9.
-        activation_bits: 8, 16 or 32; not used here, but part of the decision.
-        activation_scale: the step of statically quantized activations, 0 for dynamic; likewise.
-        integer_bits: 4 or 8 for symmetric integers stored as 2 or 4 planes; 0 for `planes` of `levels`.
-        dynamic_int8: with target `ort`, 8-bit weights without blocks go to DynamicQuantizeMatMul.
-        scale: given scales, one or one for each output; none for those that `rounding` finds.
-        rotation: most of the block size of a Hadamard transform, 0 for none; the weight comes rotated.
-        offset: each group has a zero point of its own.
-        float_type: `fp8e4m3`, `fp8e5m2` or `fp4e2m1` for such floats in place of codes, see floats.py.
-        scale_type: `auto`, `float32`, `float16` or `bfloat16`, see recipe.Recipe.
-        exact: what `detect` found; then the fields from granularity to levels and integer_bits do nothing.
-        format_reason: why this format, where the recipe did not name it.
-    """
-
-    format: str = "i2s"
-    granularity: str = "auto"
-    rounding: str = "mse"
-    planes: int = 1
-    levels: int = 3
-    activation_bits: int = 16
-    activation_scale: float = 0.0
-    integer_bits: int = 0
-    dynamic_int8: bool = False
-    scale: tuple[float, ...] = ()
-    rotation: int = 0
-    offset: bool = False
-    scale_type: str = "auto"
-    float_type: str = ""
-    exact: Exact | None = dataclasses.field(default=None, compare=False)
-    format_reason: str = dataclasses.field(default="", compare=False)
-
-    @classmethod
-    def from_recipe(cls, recipe: Recipe) -> LayerSpec:
-        """Take the per-layer fields of a recipe; `auto` becomes i2s, mse and what suits the target."""
-        bits = recipe.activation_bits
-        if recipe.target == "ort" and bits == 16:
-            bits = 32  # it has integer activations of 8 bits only
-        return cls(
-            format="i2s" if recipe.format == "auto" else recipe.format,
-            granularity=recipe.granularity,
-            rounding="mse" if recipe.rounding == "auto" else recipe.rounding,
-            planes=2 if recipe.levels == 9 else recipe.planes,
-            levels=recipe.levels,
-            activation_bits=bits if isinstance(bits, int) else _AUTO_ACTIVATION_BITS[recipe.target],
-            dynamic_int8=recipe.target == "ort" and recipe.activation_bits == 8,
-            rotation=rotation_size(recipe.rotation),
-            offset=recipe.offset,
-            scale_type=recipe.scale_type,
-            format_reason=_WHY_I2S if recipe.format == "auto" else "",
-        )
-
-    @property
-    def settings(self) -> tuple[object, ...]:
-        """What decides, together with the weight, how the packed weight looks."""
-        return (
-            *(self.format, self.granularity, self.rounding, self.planes, self.levels),
-            *(self.integer_bits, self.dynamic_int8, self.scale, self.rotation, self.offset),
-            *(self.scale_type, self.float_type),
-        )
-
-    @property
-    def needs_data(self) -> bool:
-        """Whether the levels can only be fitted by a rounding that has data."""
-        return self.exact is None and (self.offset or self.levels == 9)
-
-    @property
-    def measured(self) -> bool:
-        """Whether the weight cannot be quantized without the moments of its inputs."""
-        return self.exact is None and not self.scale and self.rounding in MEASURED_ROUNDINGS
-
-    def group_length(self, k: int) -> int:
-        """Return how many of K inputs share a scale."""
-        if self.exact is not None:
-            return self.exact.block_size or k
-        return stored_block_size(self.settled_granularity, k) or k
-
-    def granularity_of(self, k: int) -> str:
-        """What shares a scale in rows of K inputs: blocks that hold all of them are channels."""
-        settled = self.settled_granularity
-        in_one_block = settled.startswith("block") and not stored_block_size(settled, k)
-        return "channel" if in_one_block and block_rows(settled) == 1 else settled
-
-    @property
-    def settled_granularity(self) -> str:
-        """What shares a scale, with `auto` settled, for a weight that is not exactly ternary."""
-        if self.granularity != "auto":
-            return self.granularity
-        if self.float_type:
-            return "block:32" if self.float_type.startswith("fp4") else "channel"
-        return _DEFAULT_GRANULARITY[self.integer_bits]
 
 
 def quantize(weight: np.ndarray, recipe: Recipe | Mapping[str, Any] | None = None) -> Quantized:
@@ -268,60 +56,6 @@ def quantize(weight: np.ndarray, recipe: Recipe | Mapping[str, Any] | None = Non
             "gptq, weighted, levels = 9 and offset need calibration data; use convert with data"
         )
     return quantize_layer(weight, spec)
-
-
-def check_weight(weight: np.ndarray, name: str = "weight") -> None:
-    """Raise ModelError unless a weight can be packed: a finite, non-empty matrix of a supported type.
-
-    The message begins with `name`.
-    """
-    check_environment()
-    if weight.ndim != 2:
-        raise ModelError(f"{name}: weight of shape {weight.shape} is not a matrix; reshape it to (N, K)")
-    if weight.dtype.name not in WEIGHT_TYPES or not weight.dtype.isnative:
-        raise ModelError(
-            f"{name}: weight of type {weight.dtype} cannot be packed; use {', '.join(WEIGHT_TYPES)}"
-        )
-    if weight.size == 0:
-        raise ModelError(f"{name}: weight of shape {weight.shape} is empty; N and K must be at least 1")
-    found = list(scales.over_rows(weight, lambda *rows: _native.weight_nonfinite(weight, *rows)))
-    count = sum(part[0] for part in found)
-    if count:
-        where = next(part[1] for part in found if part[1] is not None)
-        raise ModelError(
-            f"{name}: weight holds {count} NaN or infinite values, the first ({weight[where]}) at "
-            f"output {where[0]}, input {where[1]}; repair the model, or keep this layer with a rule"
-        )
-
-
-def detect(weight: np.ndarray) -> Exact | None:
-    """Find out whether a weight (N, K) is exactly ternary, and with the coarsest groups that will do.
-
-    Tried in this order: the whole matrix, each output, blocks of 256, 128, 64 and 32 inputs. Magnitudes must
-    agree bit for bit; -0.0 counts as 0; a weight with NaN or infinity is not ternary. Ordinary weights are
-    quick: the search ends at the first 32 inputs that do not fit.
-    """
-    n, k = weight.shape
-    magnitude = np.empty((n, -(-k // 32)), np.float32)
-    if not _native.weight_magnitudes(weight, magnitude, 0, 1):
-        return None
-    if not all(scales.over_rows(weight, lambda *rows: _native.weight_magnitudes(weight, magnitude, *rows))):
-        return None
-    for block_size in (None, 0, 256, 128, 64, 32):
-        groups = _merge(magnitude, block_size)
-        scale = groups.max(axis=-1)
-        if np.all((groups == 0) | (groups == scale[..., None])):
-            return Exact(block_size or 0, scale)
-    return None
-
-
-def _merge(magnitude: np.ndarray, block_size: int | None) -> np.ndarray:
-    """Gather magnitudes by group: (N, G, members); None makes one group of all, 0 one per row."""
-    if block_size is None:
-        return magnitude.reshape(1, 1, -1)
-    members = block_size // 32 or magnitude.shape[1]
-    padded = np.pad(magnitude, [(0, 0), (0, -magnitude.shape[1] % members)])
-    return padded.reshape(magnitude.shape[0], -1, members)
 
 
 def quantize_layer(weight: np.ndarray, spec: LayerSpec, moments: Moments | None = None) -> Quantized:
@@ -524,7 +258,7 @@ def _encode(
     """
     n, k = weight.shape
     packed = np.empty((scale.shape[0], n, FORMATS["i2s"].row_bytes(k)), np.uint8)
-    tables = _tables(scale, zero_point, k, block_size)
+    tables = spread(scale, zero_point, k, block_size)
     parts = scales.over_rows(weight, lambda *rows: assign(packed, *tables, *rows))
     return _checked(spec, k, block_size, (packed, scale, zero_point), parts)
 
@@ -547,24 +281,3 @@ def _checked(
     n = planes[0].shape[1]
     quantized = Quantized("i2s", n, k, block_size, *planes, lossless, sqnr_db, zeros / (n * k))
     return quantized.to(spec.format)
-
-
-def _recode(weight: np.ndarray, k: int, source: Format, target: Format) -> np.ndarray:
-    """Turn packed planes (P, N, bytes) into those of another format, some rows at a time."""
-    if source == target:
-        return weight
-    recoded = np.empty((*weight.shape[:2], target.row_bytes(k)), np.uint8)
-    step = max(1, _CODES_AT_ONCE // k)
-    for start in range(0, weight.shape[1], step):
-        rows = slice(start, start + step)
-        recoded[:, rows] = target.pack(source.unpack(weight[:, rows], k))
-    return recoded
-
-
-def _tables(
-    scale: np.ndarray, zero_point: np.ndarray, k: int, block_size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Bring scales and zero points to float32 (P, N or 1, G), as the decoder wants them."""
-    shape = (*scale.shape[:2], -(-k // (block_size or k)))
-    spread = (np.broadcast_to(values, shape) for values in (scale, zero_point))
-    return tuple(np.ascontiguousarray(values, np.float32) for values in spread)  # type: ignore[return-value]

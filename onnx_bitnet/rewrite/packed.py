@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnx_bitnet import reference
 from onnx_bitnet.errors import ModelError
 from onnx_bitnet.formats import FORMATS, PANEL_OP, Format, from_panels, panel_shape
-from onnx_bitnet.quantization.quantize import Quantized
+from onnx_bitnet.quantization.quantized import Quantized
 from onnx_bitnet.rewrite.functions import DOMAIN
 from onnx_bitnet.rewrite.replace import LAYER
 

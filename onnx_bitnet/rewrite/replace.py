@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_bitnet.formats import FORMATS, PANEL_OP, to_panels
-from onnx_bitnet.quantization.quantize import Quantized
+from onnx_bitnet.quantization.quantized import Quantized
 from onnx_bitnet.quantization.rotation import Rotation
 from onnx_bitnet.rewrite.cleanup import release
 from onnx_bitnet.rewrite.functions import DOMAIN, FUNCTIONS, VERSION

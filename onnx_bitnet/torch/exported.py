@@ -23,7 +23,7 @@ from onnx_bitnet.data.inputs import Batch
 from onnx_bitnet.data.padding import USUAL, check_mask, counted, tokens
 from onnx_bitnet.data.replay import Replay, replayed
 from onnx_bitnet.errors import DataError, ModelError, RecipeError
-from onnx_bitnet.quantization.quantize import detect
+from onnx_bitnet.quantization.detect import detect
 from onnx_bitnet.rewrite.cleanup import cleanup
 from onnx_bitnet.rewrite.constants import Constant
 from onnx_bitnet.rewrite.plain import Plain, replace_plain

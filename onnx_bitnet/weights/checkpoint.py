@@ -24,7 +24,10 @@ import numpy as np
 
 from onnx_bitnet.errors import ModelError, one_line
 from onnx_bitnet.formats import FORMATS
-from onnx_bitnet.quantization.quantize import LayerSpec, Quantized, check_weight, detect, quantize_layer
+from onnx_bitnet.quantization.detect import check_weight, detect
+from onnx_bitnet.quantization.quantize import quantize_layer
+from onnx_bitnet.quantization.quantized import Quantized
+from onnx_bitnet.quantization.spec import LayerSpec
 from onnx_bitnet.weights.mapping import Weights
 from onnx_bitnet.weights.shards import Shards
 

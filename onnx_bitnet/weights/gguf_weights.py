@@ -12,7 +12,7 @@ import numpy as np
 
 from onnx_bitnet.errors import ModelError
 from onnx_bitnet.formats import FORMATS
-from onnx_bitnet.quantization.quantize import Quantized
+from onnx_bitnet.quantization.quantized import Quantized
 from onnx_bitnet.weights.ggml import BFLOAT16, LAYOUTS, PLAIN, UNDEFINED, Layout
 from onnx_bitnet.weights.gguf_header import Entry, read_header
 from onnx_bitnet.weights.mapping import Weights

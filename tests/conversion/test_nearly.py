@@ -10,7 +10,9 @@ from rewrite.steps import find_one
 
 from onnx_bitnet.conversion.decide import Keep, decide
 from onnx_bitnet.conversion.nearly import nearly
-from onnx_bitnet.quantization.quantize import LayerSpec, detect, quantize_layer
+from onnx_bitnet.quantization.detect import detect
+from onnx_bitnet.quantization.quantize import quantize_layer
+from onnx_bitnet.quantization.spec import LayerSpec
 from onnx_bitnet.recipe import Recipe
 from onnx_bitnet.rewrite.records import Linear
 

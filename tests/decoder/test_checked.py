@@ -14,7 +14,7 @@ from onnx_bitnet.decoder import GEOMETRIES, Options, build
 from onnx_bitnet.decoder.checked import check
 from onnx_bitnet.errors import OutputError
 from onnx_bitnet.formats import FORMATS
-from onnx_bitnet.quantization.quantize import Quantized
+from onnx_bitnet.quantization.quantized import Quantized
 
 TINY = GEOMETRIES["tiny"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnx_bitnet.planning.frontier import Option, frontier
 from onnx_bitnet.planning.speed import relative_time
-from onnx_bitnet.quantization.quantize import LayerSpec
+from onnx_bitnet.quantization.spec import LayerSpec
 
 
 def test_passes_blocks_and_activations_take_time():

@@ -16,8 +16,9 @@ from onnx_bitnet import _native, reference
 from onnx_bitnet.errors import DataError, ModelError, RecipeError
 from onnx_bitnet.quantization.compensate import Moments, Problem, fit
 from onnx_bitnet.quantization.grids import Grid, affine, free_planes, integers, nine
-from onnx_bitnet.quantization.quantize import LayerSpec, quantize_layer
+from onnx_bitnet.quantization.quantize import quantize_layer
 from onnx_bitnet.quantization.rotation import rotation
+from onnx_bitnet.quantization.spec import LayerSpec
 from onnx_bitnet.scale_types import TYPES
 
 GRIDS = {

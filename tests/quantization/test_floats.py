@@ -14,7 +14,7 @@ from written import convert, ops, run
 import onnx_bitnet as bn
 from onnx_bitnet.errors import ModelError, RecipeError
 from onnx_bitnet.quantization.floats import quantize_floats
-from onnx_bitnet.quantization.quantize import LayerSpec
+from onnx_bitnet.quantization.spec import LayerSpec
 from onnx_bitnet.recipe import FLOAT_ACTIONS
 from onnx_bitnet.report import Reason
 from onnx_bitnet.scale_types import TYPES

@@ -17,7 +17,9 @@ from onnx_bitnet.errors import ModelError, RecipeError
 from onnx_bitnet.formats import FORMATS
 from onnx_bitnet.granularity import block_size
 from onnx_bitnet.quantization import scales
-from onnx_bitnet.quantization.quantize import LayerSpec, check_weight, detect, quantize, quantize_layer
+from onnx_bitnet.quantization.detect import check_weight, detect
+from onnx_bitnet.quantization.quantize import quantize, quantize_layer
+from onnx_bitnet.quantization.spec import LayerSpec
 from onnx_bitnet.recipe import Recipe
 
 TYPES = (np.float32, np.float16, ml_dtypes.bfloat16)

@@ -14,7 +14,7 @@ import onnx
 import onnx.parser
 import onnx_ir as ir
 
-from onnx_bitnet.quantization.quantize import Quantized
+from onnx_bitnet.quantization.quantized import Quantized
 from onnx_bitnet.rewrite.records import Linear
 
 K, N = 12, 6
