@@ -145,13 +145,14 @@ def test_an_interrupt_leaves_nothing(tmp_path):
 def test_an_interrupt_that_a_library_turned_into_an_error_is_still_one():
     program = f"""
 import signal, sys
+import onnx_bitnet
 from onnx_bitnet import cli
 def interrupted():
     try:
         signal.raise_signal({signal.SIGTERM})
     except BaseException:
         raise TypeError("as numpy's tofile says when a signal comes while it looks at its argument") from None
-cli.bn.kernels = interrupted
+onnx_bitnet.kernels = interrupted
 sys.argv = ["onnx-bitnet", "kernels"]
 cli.main()
 """
