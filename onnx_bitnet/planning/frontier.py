@@ -18,6 +18,10 @@ from itertools import pairwise
 _WORTH = 0.4
 
 
+def _price(nbytes: int, time: float) -> float:
+    return nbytes + _WORTH * time
+
+
 @dataclass(frozen=True)
 class Option:
     """One way to store a layer, or several layers that share a weight.
@@ -37,7 +41,7 @@ class Option:
     @property
     def price(self) -> float:
         """What it costs, in bytes."""
-        return self.nbytes + _WORTH * self.time
+        return _price(self.nbytes, self.time)
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,11 @@ class Point:
     nbytes: int
     loss: float
     time: float
+
+    @property
+    def price(self) -> float:
+        """What it costs, in bytes."""
+        return _price(self.nbytes, self.time)
 
 
 def hull(options: Sequence[Option]) -> list[int]:

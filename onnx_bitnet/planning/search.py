@@ -28,7 +28,7 @@ from onnx_bitnet.validation.validate import validate
 
 # Conversions made to come close to a goal; a loss of this share of what is allowed is close.
 _CONVERSIONS, _CLOSE = 3, 0.8
-# A choice that has more than this share of another's bytes is not worth a conversion.
+# A choice that costs more than this share of another is not worth a conversion.
 _NEARLY = 0.97
 # Share of what is allowed that is aimed at.
 _SURE = 0.95
@@ -198,13 +198,13 @@ class Search:
         raise RecipeError(f"the goals cannot be reached: {why}")
 
     def _or_uniform(self, found: Point, layers: Sequence[Sequence[Option]]) -> Point:
-        """Return the largest smaller choice that is the same for all layers, if it reaches the goals as well.
+        """Return the dearest cheaper choice that is the same for all layers, if it reaches the goals as well.
 
         It needs no prediction, which may be wrong.
         """
-        smaller = [point for point in uniform(layers) if point.nbytes < found.nbytes]
-        best = max(smaller, key=lambda point: (point.nbytes, -point.time), default=found)
-        if best.nbytes > _NEARLY * found.nbytes:
+        cheaper = [point for point in uniform(layers) if point.price < found.price]
+        best = max(cheaper, key=lambda point: point.price, default=found)
+        if best.price > _NEARLY * found.price:
             return found
         return found if self._converted(best).missed else best
 
@@ -234,7 +234,7 @@ class Search:
         known.sort(key=lambda pair: abs(pair[0] - log(loss)))
         (x, y), slope = known[0], 1.0
         if len(known) > 1 and known[1][0] != x:
-            slope = min(max((known[1][1] - y) / (known[1][0] - x), 0.5), 2.0)
+            slope = min(max((known[1][1] - y) / (known[1][0] - x), 0.5), 1.25)
         return math.exp(y + slope * (log(loss) - x))
 
     def _converted(self, point: Point) -> Conversion:
