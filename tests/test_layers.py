@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from pathlib import Path
 
 import onnx_bitnet
@@ -48,6 +49,12 @@ def imported(path: Path) -> set[str]:
 def test_every_module_has_its_place():
     there = {path.relative_to(ROOT).parts[0].removesuffix(".py") for path in ROOT.rglob("*.py")}
     assert there | {"_native"} == set(LEVEL)
+
+
+def test_every_package_is_in_the_wheel():
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    folders = {"onnx_bitnet"} | {f"onnx_bitnet.{path.parent.name}" for path in ROOT.glob("*/__init__.py")}
+    assert set(project["tool"]["setuptools"]["packages"]) == folders
 
 
 def test_imports_point_down():

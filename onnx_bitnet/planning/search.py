@@ -28,7 +28,7 @@ from onnx_bitnet.validation.validate import validate
 
 # Conversions made to come close to a goal; a loss of this share of what is allowed is close.
 _CONVERSIONS, _CLOSE = 3, 0.8
-# A choice that costs more than this share of another is not worth a conversion.
+# A choice is worth a conversion if it costs less than this share of another.
 _NEARLY = 0.97
 # Share of what is allowed that is aimed at.
 _SURE = 0.95
@@ -202,11 +202,9 @@ class Search:
 
         It needs no prediction, which may be wrong.
         """
-        cheaper = [point for point in uniform(layers) if point.price < found.price]
-        best = max(cheaper, key=lambda point: point.price, default=found)
-        if best.price > _NEARLY * found.price:
-            return found
-        return found if self._converted(best).missed else best
+        cheaper = [point for point in uniform(layers) if point.price < _NEARLY * found.price]
+        best = max(cheaper, key=lambda point: point.price, default=None)
+        return found if best is None or self._converted(best).missed else best
 
     def _aim(self, points: Sequence[Point]) -> float:
         """Return the loss to try next: what is allowed; for a metric alone, between enough and too much."""
