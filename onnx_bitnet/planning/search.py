@@ -198,13 +198,16 @@ class Search:
         raise RecipeError(f"the goals cannot be reached: {why}")
 
     def _or_uniform(self, found: Point, layers: Sequence[Sequence[Option]]) -> Point:
-        """Return the dearest cheaper choice that is the same for all layers, if it reaches the goals as well.
+        """Return the cheapest choice that is the same for all layers, if it and dearer ones reach the goals.
 
         It needs no prediction, which may be wrong.
         """
-        cheaper = [point for point in uniform(layers) if point.price < _NEARLY * found.price]
-        best = max(cheaper, key=lambda point: point.price, default=None)
-        return found if best is None or self._converted(best).missed else best
+        for best in sorted(uniform(layers), key=lambda point: -point.price):
+            if best.price < _NEARLY * found.price:
+                if self._converted(best).missed:
+                    break
+                found = best
+        return found
 
     def _aim(self, points: Sequence[Point]) -> float:
         """Return the loss to try next: what is allowed; for a metric alone, between enough and too much."""
