@@ -25,13 +25,13 @@
 #include "tiles.h"
 
 enum {
-    BN_FEW = 5,   /* rows from which on AMX is faster */
+    BN_FEW = 3,   /* rows from which on AMX is faster */
     BN_DEPTH = 4, /* steps in a tile, 64 inputs */
     BN_ROWS = 16, /* of activations in a tile */
     BN_TILE = 1024,
     BN_COLUMNS = 4, /* of 16 outputs, side by side */
     BN_AHEAD = 2,
-    BN_RING = BN_AHEAD + 1
+    BN_RING = 4 /* chunks */
 };
 
 /* Tile registers: sums 0 .. 3, activations 4 and 5, codes 6 and 7. */
@@ -50,32 +50,34 @@ static bn_tile_config bn_configure(size_t rows, size_t depth)
     return config;
 }
 
-/* A place in the inputs: chunks of `depth` steps, of which the last one of a group may have fewer. */
-typedef struct {
-    size_t step, group_end;
-} bn_place;
-
 static inline size_t bn_smaller(size_t a, size_t b)
 {
     return a < b ? a : b;
 }
 
-static inline bn_place bn_first_place(const bn_dot_args *a)
+/* How the inputs are cut: chunks of `depth` steps, of which the last one of a group may have fewer. */
+typedef struct {
+    size_t depth, group_steps, end;
+} bn_cut;
+
+typedef struct {
+    size_t step, steps; /* the first one, and how many; 0 behind the last chunk */
+    size_t group_end;
+} bn_chunk;
+
+BN_INLINE bn_chunk bn_first_chunk(const bn_cut *cut)
 {
-    return (bn_place){0, bn_smaller(a->group_steps, a->steps)};
+    const size_t group_end = bn_smaller(cut->group_steps, cut->end);
+    return (bn_chunk){0, bn_smaller(cut->depth, group_end), group_end};
 }
 
-static inline size_t bn_chunk_steps(const bn_place *at, size_t depth)
+BN_INLINE void bn_advance(const bn_cut *cut, bn_chunk *chunk)
 {
-    return bn_smaller(depth, at->group_end - at->step);
-}
-
-static inline void bn_advance(const bn_dot_args *a, bn_place *at, size_t steps)
-{
-    at->step += steps;
-    if (at->step == at->group_end) {
-        at->group_end = bn_smaller(at->group_end + a->group_steps, a->steps);
+    chunk->step += chunk->steps;
+    if (chunk->step == chunk->group_end) {
+        chunk->group_end = bn_smaller(chunk->group_end + cut->group_steps, cut->end);
     }
+    chunk->steps = bn_smaller(cut->depth, chunk->group_end - chunk->step);
 }
 
 /* One column of each of `steps` steps to bytes, then zeros up to `depth` steps. */
@@ -104,39 +106,39 @@ BN_INLINE void bn_unpack(const uint8_t *panel, size_t stride, size_t steps, size
     }
 }
 
-/* The tiles of codes of a strip, unpacked in order, column after column of each chunk. */
+/* Codes of some columns, unpacked in order, column after column of each chunk. */
 typedef struct {
-    const bn_dot_args *a;
-    bn_place at; /* the chunk that is unpacked next */
-    size_t from, depth;
-    uint8_t *tiles; /* (BN_RING, BN_COLUMNS, BN_TILE) */
-    size_t turn;    /* where in the ring that chunk goes */
+    const bn_cut *cut;
+    size_t stride;        /* bytes of the panel from step to step */
+    size_t slot_bytes;    /* of the ring: the tiles of a chunk */
+    uint8_t *ring;        /* (BN_RING, slot_bytes) */
+    bn_chunk chunk;       /* the one that is unpacked next, */
+    const uint8_t *panel; /* where it is */
+    size_t slot;          /* and where it goes */
 } bn_codes;
 
 BN_INLINE void bn_unpack_column(const bn_codes *c, size_t column, const int bits)
 {
-    const size_t stride = c->a->panels * bn_step_bytes(bits);
-    const size_t steps = bn_chunk_steps(&c->at, c->depth);
-    const uint8_t *panel =
-        c->a->panel + c->at.step * stride + (c->from + column) * bn_step_bytes(bits);
-    uint8_t *tile = c->tiles + (c->turn * BN_COLUMNS + column) * BN_TILE;
+    const uint8_t *panel = c->panel + column * bn_step_bytes(bits);
+    uint8_t *tile = c->ring + c->slot + column * BN_TILE;
 
-    if (c->at.step == c->a->steps) {
-        return;
-    }
-    if (steps == BN_DEPTH) {
-        bn_unpack(panel, stride, BN_DEPTH, BN_DEPTH, tile, bits);
-    } else {
-        bn_unpack(panel, stride, steps, c->depth, tile, bits);
+    if (c->chunk.steps == BN_DEPTH) {
+        bn_unpack(panel, c->stride, BN_DEPTH, BN_DEPTH, tile, bits);
+    } else if (c->chunk.steps > 0) {
+        bn_unpack(panel, c->stride, c->chunk.steps, c->cut->depth, tile, bits);
     }
 }
 
-static inline void bn_next_chunk(bn_codes *c)
+BN_INLINE size_t bn_next_slot(const bn_codes *c, size_t slot)
 {
-    if (c->at.step < c->a->steps) {
-        bn_advance(c->a, &c->at, bn_chunk_steps(&c->at, c->depth));
-    }
-    c->turn = c->turn + 1 == BN_RING ? 0 : c->turn + 1;
+    return slot + c->slot_bytes == BN_RING * c->slot_bytes ? 0 : slot + c->slot_bytes;
+}
+
+BN_INLINE void bn_next_chunk(bn_codes *c)
+{
+    c->panel += c->chunk.steps * c->stride;
+    c->slot = bn_next_slot(c, c->slot);
+    bn_advance(c->cut, &c->chunk);
 }
 
 /* The activations of a chunk: where they lie, or copied if fewer than `depth` steps are left. */
@@ -145,18 +147,16 @@ typedef struct {
     size_t stride;
 } bn_activations;
 
-static inline bn_activations bn_find_activations(const bn_dot_args *a, const bn_place *at, size_t row,
-                                           size_t rows, size_t depth, int8_t *copy)
+BN_INLINE bn_activations bn_find_activations(const int8_t *q, size_t stride, size_t rows,
+                                             const bn_chunk *chunk, size_t depth, int8_t *copy)
 {
-    const size_t steps = bn_chunk_steps(at, depth);
-    const int8_t *q = a->q + row * a->q_stride + at->step * BN_STEP;
-
-    if (steps == depth) {
-        return (bn_activations){q, a->q_stride};
+    q += chunk->step * BN_STEP;
+    if (chunk->steps == depth) {
+        return (bn_activations){q, stride};
     }
     for (size_t i = 0; i < rows; i++) {
-        const __mmask64 real = (UINT64_C(1) << steps * BN_STEP) - 1;
-        _mm512_store_si512(copy + i * BN_VECTOR, _mm512_maskz_loadu_epi8(real, q + i * a->q_stride));
+        const __mmask64 real = (UINT64_C(1) << chunk->steps * BN_STEP) - 1;
+        _mm512_store_si512(copy + i * BN_VECTOR, _mm512_maskz_loadu_epi8(real, q + i * stride));
     }
     return (bn_activations){copy, BN_VECTOR};
 }
@@ -225,17 +225,27 @@ BN_INLINE void bn_store_sums(int32_t *acc, size_t stride, size_t columns, const 
     }
 }
 
-/* All groups of 5 to 32 rows for some of the columns that stand side by side. */
+/* All groups of 3 to 32 rows for some of the columns that stand side by side. */
 BN_INLINE void bn_multiply(const bn_dot_args *a, size_t row, size_t rows, size_t from, size_t columns,
-                        size_t depth, const int tall, const int bits)
+                           size_t depth, const int tall, const int bits)
 {
     const size_t acc_stride = ((a->steps - 1) / a->group_steps + 1) * BN_SUPER;
+    const size_t q_stride = a->q_stride;
+    const int8_t *q = a->q + row * q_stride;
     int32_t *acc = a->acc + row * acc_stride + from * BN_PANEL;
-    _Alignas(64) uint8_t tiles[BN_RING * BN_COLUMNS * BN_TILE];
+    _Alignas(64) uint8_t ring[BN_RING * BN_COLUMNS * BN_TILE];
     _Alignas(64) int8_t copy[2 * BN_ROWS * BN_VECTOR];
-    bn_codes next = {a, bn_first_place(a), from, depth, tiles, 0};
-    bn_place here = bn_first_place(a);
-    size_t turn = 0;
+    const bn_cut cut = {depth, a->group_steps, a->steps};
+    bn_chunk here = bn_first_chunk(&cut);
+    size_t slot = 0;
+    bn_codes next = {
+        .cut = &cut,
+        .stride = a->panels * bn_step_bytes(bits),
+        .slot_bytes = columns * BN_TILE,
+        .ring = ring,
+        .chunk = here,
+        .panel = a->panel + from * bn_step_bytes(bits),
+    };
 
     for (int i = 0; i < BN_AHEAD; i++) {
         for (size_t column = 0; column < columns; column++) {
@@ -243,7 +253,7 @@ BN_INLINE void bn_multiply(const bn_dot_args *a, size_t row, size_t rows, size_t
         }
         bn_next_chunk(&next);
     }
-    while (here.step < a->steps) {
+    while (here.steps > 0) {
         const size_t group_end = here.group_end;
 
         _tile_zero(0);
@@ -251,15 +261,15 @@ BN_INLINE void bn_multiply(const bn_dot_args *a, size_t row, size_t rows, size_t
         _tile_zero(2);
         _tile_zero(3);
         while (here.step < group_end) {
-            const bn_activations x = bn_find_activations(a, &here, row, rows, depth, copy);
+            const bn_activations x = bn_find_activations(q, q_stride, rows, &here, depth, copy);
             if (tall) {
-                bn_multiply_tall(x, tiles + turn * BN_COLUMNS * BN_TILE, &next, columns, bits);
+                bn_multiply_tall(x, ring + slot, &next, columns, bits);
             } else {
-                bn_multiply_flat(x, tiles + turn * BN_COLUMNS * BN_TILE, &next, columns, bits);
+                bn_multiply_flat(x, ring + slot, &next, columns, bits);
             }
-            bn_advance(a, &here, bn_chunk_steps(&here, depth));
+            bn_advance(&cut, &here);
+            slot = bn_next_slot(&next, slot);
             bn_next_chunk(&next);
-            turn = turn + 1 == BN_RING ? 0 : turn + 1;
         }
         bn_store_sums(acc, acc_stride * sizeof *acc, columns, tall);
         acc += BN_SUPER;
