@@ -73,19 +73,27 @@ BN_INLINE void some_rows(const bn_strip *s, const int rows, const int panels)
     bn_begin_sums(s, sum, rows, panels);
     for (size_t five = 0; five < s->steps / BN_T5_FIVE; five++, q += BN_T5_FIVE * BN_STEP) {
         for (int r = 0; r < BN_T5_FOUR; r++, panel += s->panel_stride) {
+            __m512i codes[4], fifth[4];
 #pragma GCC unroll 4
             for (int i = 0; i < panels; i++) {
-                __m512i fifth;
-                const __m512i codes = bn_split_t5(_mm512_loadu_si512(panel + i * BN_VECTOR), &fifth);
+                codes[i] = bn_split_t5(_mm512_loadu_si512(panel + i * BN_VECTOR), &fifth[i]);
                 _mm_prefetch((const char *)(panel + i * BN_VECTOR + BN_PREFETCH), _MM_HINT_T0);
+            }
 #pragma GCC unroll 5
-                for (int field = 0; field < SUMS; field++) {
-                    const __m512i at = field == FIFTH ? fifth : _mm512_srli_epi16(codes, 2 * field);
-                    const __m512i code = _mm512_and_si512(at, low);
+            for (int field = 0; field < SUMS; field++) {
+                __m512i code[4];
 #pragma GCC unroll 4
-                    for (int row = 0; row < rows; row++) {
-                        const __m512i x = four_inputs(q + (size_t)row * s->x_stride, r, field);
-                        sum[i][row] = _mm512_dpbusd_epi32(sum[i][row], code, x);
+                for (int i = 0; i < panels; i++) {
+                    const __m512i at =
+                        field == FIFTH ? fifth[i] : _mm512_srli_epi16(codes[i], 2 * field);
+                    code[i] = _mm512_and_si512(at, low);
+                }
+#pragma GCC unroll 8
+                for (int row = 0; row < rows; row++) {
+                    const __m512i x = four_inputs(q + (size_t)row * s->x_stride, r, field);
+#pragma GCC unroll 4
+                    for (int i = 0; i < panels; i++) {
+                        sum[i][row] = _mm512_dpbusd_epi32(sum[i][row], code[i], x);
                         BN_KEEP(sum[i][row]);
                     }
                 }
@@ -119,5 +127,5 @@ void bn_dot_t5_avx512vbmi(const bn_dot_args *a)
 {
     bn_strips strips = bn_dot_strips(a, 2, a->group_steps);
     strips.is_t5 = 1;
-    bn_all_rows(&strips, multiply, 4, 16);
+    bn_all_rows(&strips, multiply, 8, 16);
 }
