@@ -12,8 +12,15 @@ enum {
     /* Rows of a transposed matrix that are loaded together.  They are read 256 bytes at a time, which is
      * twice as fast as by cache lines. */
     PANEL = 64,
-    TILE = 32 /* inputs that are transposed together */
+    TILE = 32, /* inputs that are transposed together, and how many ahead memory is asked for */
+    CACHE_LINE = 64
 };
+
+#if defined(__GNUC__)
+#define BN_READ_AHEAD(p) __builtin_prefetch(p, 0, 2)
+#else
+#define BN_READ_AHEAD(p) ((void)(p))
+#endif
 
 static size_t item_size(bn_weight_type type)
 {
@@ -77,16 +84,29 @@ int bn_rows_open(bn_rows *rows, const bn_weight *w, size_t first, size_t last)
     return rows->buffer == NULL && !direct ? -1 : 0;
 }
 
+/* Asks for bytes of a later input: reads far apart are nothing that a CPU foresees.  They go to the second-level
+ * cache; strides are often a power of two, which leaves so few sets of the first that they would be lost. */
+static void read_ahead(const char *src, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i += CACHE_LINE)
+        BN_READ_AHEAD(src + i);
+}
+
 /* Loads `count` rows from `row` on, some inputs at a time. */
 static void load_panel(bn_rows *rows, size_t row, size_t count)
 {
     const bn_weight *w = rows->w;
     const char *src = w->data + (ptrdiff_t)row * w->row_stride;
+    const int dense = w->row_stride == (ptrdiff_t)item_size(w->type);
     float tile[TILE][PANEL];
     for (size_t col = 0; col < w->k; col += TILE) {
         const size_t cols = w->k - col < TILE ? w->k - col : TILE;
-        for (size_t i = 0; i < cols; i++)
-            convert(rows, src + (ptrdiff_t)(col + i) * w->col_stride, w->row_stride, count, tile[i]);
+        for (size_t i = 0; i < cols; i++) {
+            const char *input = src + (ptrdiff_t)(col + i) * w->col_stride;
+            if (dense && col + i + TILE < w->k)
+                read_ahead(input + TILE * w->col_stride, count * item_size(w->type));
+            convert(rows, input, w->row_stride, count, tile[i]);
+        }
         rows->transpose(
             &(bn_transpose_args){tile[0], rows->buffer + col, PANEL, rows->stride, cols, count});
     }

@@ -8,15 +8,26 @@
  * Method   32 rows x 32 outputs, or up to 16 rows x 64, stay in four tiles of sums while two or one tiles
  *          of activations and two of codes pass by.  Codes are unpacked into a ring on the stack, BN_AHEAD
  *          chunks of 64 inputs before they are multiplied, since a tile cannot be loaded from a store that
- *          is under way; unpacking stands between the products, which take 16 cycles each, so that both go
- *          on at once.  Where a group has less than 64 inputs left, codes of 0 fill the tile, and
- *          activations are copied, so that nothing is read behind them.
- * Few rows A product of 4 rows takes more than a quarter of one of 16, and up to 16 rows unpacking sets the
- *          speed, about 75 cycles for 64 inputs x 64 outputs.  avx512vnni takes 32 for each row: fewer
+ *          is under way; unpacking stands between the products, so that both go on at once.  Chunks lie one
+ *          behind the other: with two columns a tile is not loaded while a store is under way 4 KB from it,
+ *          which Intel's cores take for the same place at first.  Where a group has less than 64 inputs
+ *          left, codes of 0 fill the tile, and activations are copied, so that nothing is read behind them.
+ * Few rows A code fills a byte of a tile, so 64 inputs x 64 outputs take 64 stores, one per cycle, however
+ *          few the rows are.  avx512vnni takes 64 cycles for one row and 56 + 32 for each of several: fewer
  *          than BN_FEW are left to it, and so are those past the last 32.
- * Counted  For each 4096 codes of 2 bits 64 stores and 112 shifts and masks, which go two per cycle, beside
- *          64 cycles of products for 16 rows and 128 for 32.  No CPU with AMX was at hand: checked in an
- *          emulation (tests/kernels/test_amx.py) and never timed.
+ * Counted  Cycles that each unit of an Intel core takes at least for 64 x 64 codes of 2 bits
+ *          (bench/ports.py):
+ *
+ *              rows      products   stores   loads   shifts and masks   all instructions
+ *              3          36         66       57      56                 60
+ *              16         64         66       57      56                 60
+ *              32        128         68       86      56                 75
+ *
+ *          So 16 rows are bound by stores and products alike, and more by products; gf2p8affineqb instead of
+ *          shifts and masks would save nothing but 48 instructions.  No CPU with AMX was at hand: checked in
+ *          an emulation (tests/kernels/test_amx.py) and never timed.  A first trial of this loop, which was
+ *          timed at 3.5 GHz on one, unpacked one chunk of two columns ahead and took 95 cycles for it
+ *          whatever the rows were, 4 to 32: a product's 52, the store, and 45 to load the tile again.
  */
 #ifndef BN_DOT_AMX_H
 #define BN_DOT_AMX_H

@@ -10,13 +10,15 @@
  *          instructions per field where shifting takes 3, and 16 independent sums.  Several rows:
  *          up to 6 rows x 64 outputs, or 8 x 32, share each unpacked field; 16 sums cover the latency
  *          of 4 or 5 at two per cycle.
+ * Counted  64 inputs x 64 outputs with codes of 2 bits take an Intel core, which multiplies and masks twice
+ *          per cycle and shifts once, 56 + 32 cycles for each of up to 8 rows at once (bench/ports.py).
  */
 #ifndef BN_DOT_AVX512VNNI_H
 #define BN_DOT_AVX512VNNI_H
 
 #include <immintrin.h>
 
-#include "strips.h"
+#include "sums_avx512.h"
 
 /* In which vector of a step a field is, and from which bit on. */
 BN_INLINE int bn_vector_of(const int field, const int bits)
@@ -74,31 +76,6 @@ BN_INLINE void bn_one_row(const bn_strip *s, const int panels, const int bits)
             total = _mm512_add_epi32(total, _mm512_srai_epi32(sum[i][field], shift));
         }
         _mm512_storeu_si512((int32_t *)s->acc + i * BN_PANEL, total);
-    }
-}
-
-/* Sums of some rows, each with up to four vectors side by side, as they begin and end in memory. */
-BN_INLINE void bn_begin_sums(const bn_strip *s, __m512i sum[4][8], const int rows, const int panels)
-{
-#pragma GCC unroll 4
-    for (int i = 0; i < panels; i++) {
-#pragma GCC unroll 8
-        for (int row = 0; row < rows; row++) {
-            const int32_t *from = (const int32_t *)s->acc + (size_t)row * s->acc_stride + i * BN_PANEL;
-            sum[i][row] = s->fresh ? _mm512_setzero_si512() : _mm512_loadu_si512(from);
-        }
-    }
-}
-
-BN_INLINE void bn_store_sums(const bn_strip *s, __m512i sum[4][8], const int rows, const int panels)
-{
-#pragma GCC unroll 4
-    for (int i = 0; i < panels; i++) {
-#pragma GCC unroll 8
-        for (int row = 0; row < rows; row++) {
-            int32_t *to = (int32_t *)s->acc + (size_t)row * s->acc_stride + i * BN_PANEL;
-            _mm512_storeu_si512(to, sum[i][row]);
-        }
     }
 }
 

@@ -16,5 +16,5 @@ BN_INLINE void multiply(const bn_strip *s, const int rows, const int panels)
 void bn_dot_i2s_avx512vnni(const bn_dot_args *a)
 {
     const bn_strips strips = bn_dot_strips(a, 2, a->group_steps);
-    bn_all_rows(&strips, multiply, 6, 24);
+    bn_all_rows(&strips, multiply, 8, 24);
 }

@@ -11,7 +11,7 @@
 
 #include <immintrin.h>
 
-#include "strips.h"
+#include "sums_avx512.h"
 
 /* Four bits of a field: with 8 bits the low or the high ones of its codes. */
 BN_INLINE __m512i bn_nibbles(const uint8_t *at, const int field, const int high, const int bits)
@@ -27,15 +27,9 @@ BN_INLINE void bn_multiply_wide_avx512(const bn_strip *s, const int rows, const 
 {
     const uint8_t *panel = s->panel;
     const int8_t *q = s->x;
-    __m512i sum[4][4];
+    __m512i sum[4][8];
 
-#pragma GCC unroll 4
-    for (int row = 0; row < rows; row++) {
-#pragma GCC unroll 4
-        for (int i = 0; i < panels; i++) {
-            sum[row][i] = _mm512_setzero_si512();
-        }
-    }
+    bn_begin_sums(s, sum, rows, panels);
     for (size_t step = 0; step < s->steps; step++, panel += s->panel_stride, q += BN_STEP) {
 #pragma GCC unroll 4
         for (int i = 0; i < panels; i++) {
@@ -61,20 +55,13 @@ BN_INLINE void bn_multiply_wide_avx512(const bn_strip *s, const int rows, const 
                         const __m512i x = _mm512_set1_epi32(bn_load_four(four));
                         pairs = _mm512_add_epi16(pairs, _mm512_maddubs_epi16(c[field], x));
                     }
-                    sum[row][i] = _mm512_add_epi32(sum[row][i], _mm512_madd_epi16(pairs, factor));
-                    BN_KEEP(sum[row][i]);
+                    sum[i][row] = _mm512_add_epi32(sum[i][row], _mm512_madd_epi16(pairs, factor));
+                    BN_KEEP(sum[i][row]);
                 }
             }
         }
     }
-#pragma GCC unroll 4
-    for (int row = 0; row < rows; row++) {
-#pragma GCC unroll 4
-        for (int i = 0; i < panels; i++) {
-            int32_t *to = (int32_t *)s->acc + (size_t)row * s->acc_stride + i * BN_PANEL;
-            _mm512_storeu_si512(to, sum[row][i]);
-        }
-    }
+    bn_store_sums(s, sum, rows, panels);
 }
 
 #endif
