@@ -1,12 +1,11 @@
 """Run a model to one value after another, each time from where the last run ended.
 
-What later values need of a run is kept in files, one for each batch, and dropped when nothing needs it any
+What later values need of a run is kept, in memory or in files, and dropped when nothing needs it any
 more. The model may be changed meanwhile, but not before what has been run: as a conversion in order does.
 """
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from typing import Any
 import onnx_ir as ir
 
 from onnx_bitnet.calibration.calibrate import fetching
+from onnx_bitnet.conversion.shelf import Shelf
 from onnx_bitnet.data.replay import Replay
-from onnx_bitnet.errors import DataError, one_line
 from onnx_bitnet.taps import values
 
 
@@ -27,12 +26,12 @@ class Stages:
         path: the file that it came from.
         feeds: the data.
         threads: for onnxruntime, 0 for its own choice.
-        folder: an empty one for what is kept.
+        folder: an empty one for what is kept and memory has no room for.
     """
 
     def __init__(self, model: ir.Model, path: Path, feeds: Replay, threads: int, folder: Path) -> None:
         self._model, self._path, self._feeds, self._threads = model, path, feeds, threads
-        self._folder = folder
+        self._shelf = Shelf(folder)
         self._kept: dict[str, ir.DataType] = {}
 
     def run(self, name: str, later: Sequence[str]) -> Iterator[Any]:
@@ -59,13 +58,12 @@ class Stages:
                 break
             cuts -= no_tensors
         for index, batch in enumerate(self._feeds):
-            file = self._folder / str(index)
-            have = batch | (_load(file) if kept else {})
+            have = batch | (self._shelf.take(index) if self._kept else {})
             if runner is not None:
                 fits = {key: have[key] for key in runner.inputs() if key in have}
                 have |= runner.run(wanted, fits, f"batch {index} of {self._feeds.description}")
             if keep:
-                _save({key: have[key] for key in keep}, file)
+                self._shelf.put(index, {key: have[key] for key in keep})
             yield have[name]
         self._kept = {key: types[key] for key in keep}
 
@@ -122,20 +120,4 @@ def _boundary(targets: Sequence[ir.Value], starts: set[ir.Value], cuts: set[ir.V
             found.append(value)
         elif (node := value.producer()) is not None:
             stack.extend(_reads(node))
-    return found
-
-
-def _save(batch: dict[str, Any], path: Path) -> None:
-    try:
-        with path.open("wb") as file:
-            pickle.dump(batch, file, protocol=5)
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot keep what layers read: {one_line(error)}; TMPDIR may say where"
-        ) from None
-
-
-def _load(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        found: dict[str, Any] = pickle.load(file)
     return found

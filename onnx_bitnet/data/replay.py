@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,9 @@ from onnx_bitnet.data.feeds import Feeds
 from onnx_bitnet.data.inputs import Batch, check_batch
 from onnx_bitnet.errors import DataError, one_line
 
+# Bytes of feeds that are kept in memory.
+_ROOM = 64 << 20
+
 
 @dataclass(frozen=True)
 class Replay:
@@ -23,12 +27,14 @@ class Replay:
         feeds: where they come from.
         count: number of batches.
         samples: rows along the first axis of the first input, over all batches.
-        folder: where they are kept, if they are.
+        held: the first of them, as many as memory has room for.
+        folder: where the others are kept, if they cannot be read again.
     """
 
     feeds: Feeds
     count: int
     samples: int
+    held: tuple[Batch, ...]
     folder: Path | None
 
     @property
@@ -43,10 +49,13 @@ class Replay:
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches."""
-        if self.folder is None:
-            yield from (batch for _, batch in zip(range(self.count), self.feeds, strict=False))
+        yield from self.held
+        if len(self.held) == self.count:
             return
-        for index in range(self.count):
+        if self.folder is None:
+            yield from itertools.islice(self.feeds, len(self.held), self.count)
+            return
+        for index in range(len(self.held), self.count):
             with np.load(self.folder / f"{index}.npz", allow_pickle=False) as archive:
                 batch = {name: archive[name] for name in archive.files}
             yield check_batch(batch, self.feeds.inputs, f"{self.description}, batch {index}")
@@ -56,7 +65,7 @@ class Replay:
 def replayed(feeds: Feeds, max_samples: int | None = None) -> Iterator[Replay]:
     """Read all batches once, to check and count them.
 
-    Those of a generator are written to a temporary folder meanwhile, one at a time.
+    The first are kept in memory; the others of a generator are written to a temporary folder, one at a time.
 
     Args:
         feeds: the data.
@@ -69,15 +78,19 @@ def replayed(feeds: Feeds, max_samples: int | None = None) -> Iterator[Replay]:
         raise DataError(f"max_samples is {max_samples}; give at least 1, or leave it out for all data")
     with tempfile.TemporaryDirectory() as temporary:
         folder = None if feeds.rereadable else Path(temporary)
-        count = samples = 0
+        held: list[Batch] = []
+        count = samples = size = 0
         for batch in feeds:
-            if folder is not None:
+            size += sum(array.nbytes for array in batch.values())
+            if size <= _ROOM:
+                held.append({name: array.copy() for name, array in batch.items()})
+            elif folder is not None:
                 _keep(batch, folder / f"{count}.npz")
             count += 1
             samples += _samples(batch, feeds)
             if max_samples is not None and samples >= max_samples:
                 break
-        yield Replay(feeds, count, samples, folder)
+        yield Replay(feeds, count, samples, tuple(held), folder)
 
 
 def _samples(batch: Batch, feeds: Feeds) -> int:
