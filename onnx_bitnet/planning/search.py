@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import glob
 import math
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnx_bitnet import cache
 from onnx_bitnet.calibration.calibrate import Calibration
-from onnx_bitnet.conversion.convert import convert_as_told, plan_as_told
-from onnx_bitnet.data.feeds import Feeds
-from onnx_bitnet.errors import NotFinite, RecipeError
+from onnx_bitnet.conversion.convert import plan_as_told
+from onnx_bitnet.errors import RecipeError
 from onnx_bitnet.planning.candidates import KEEP
+from onnx_bitnet.planning.conversions import Conversion, Conversions
 from onnx_bitnet.planning.frontier import Option, Point, frontier, uniform, within
-from onnx_bitnet.planning.goals import ALL_LOST, Goals
+from onnx_bitnet.planning.goals import Goals
 from onnx_bitnet.planning.samples import Samples
 from onnx_bitnet.planning.survey import Group
 from onnx_bitnet.recipe import Recipe, Rule
-from onnx_bitnet.report import FrontierPoint, Progress, Report
-from onnx_bitnet.validation.metrics import Metrics
-from onnx_bitnet.validation.validate import validate
+from onnx_bitnet.report import FrontierPoint, Progress
 
 # Conversions made to come close to a goal; a loss of this share of what is allowed is close.
 _CONVERSIONS, _CLOSE = 3, 0.8
@@ -34,50 +28,6 @@ _NEARLY = 0.97
 _SURE = 0.95
 # Where to begin, and the factor from there on, if only a metric of the user's says what is enough.
 _FIRST, _FACTOR = 0.01, 3.0
-
-
-@dataclass(frozen=True, eq=False)
-class Conversion:
-    """A choice that was converted and measured.
-
-    Args:
-        nbytes: size of the files; None if they could not be made, because values ceased to be finite.
-        loss: of the outputs.
-        missed: which goals are missed, in words.
-        data: what it was rounded by.
-        checks: what it was measured on.
-        files: report and path of the model, which is there as long as the folder of the search, unless goals
-            are missed; None if another search made it, and kept what it measured.
-    """
-
-    nbytes: int | None
-    loss: float
-    missed: tuple[str, ...]
-    data: Feeds
-    checks: Feeds
-    files: tuple[Report, Path] | None = None
-
-    @property
-    def made(self) -> tuple[Report, Path]:
-        """Report and path of a conversion that this search made.
-
-        Raises:
-            NotFinite: it could not be finished.
-        """
-        if self.files is None:
-            raise NotFinite(self.missed[0])
-        return self.files
-
-    @property
-    def size(self) -> int:
-        """Bytes of the files.
-
-        Raises:
-            NotFinite: there are none.
-        """
-        if self.nbytes is None:
-            raise NotFinite(self.missed[0])
-        return self.nbytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,8 +80,9 @@ class Search:
         progress: Progress | None,
     ) -> None:
         self._source, self._recipe, self._goals, self._groups = Path(source), recipe, goals, list(groups)
-        self._samples, self._workplace = samples, workplace
-        self._wanted, self._strict, self._progress = wanted, strict, progress
+        self._samples, self._wanted = samples, wanted
+        if samples is not None:
+            self._conversions = Conversions(self._source, recipe, goals, samples, workplace, strict, progress)
         self._real: dict[tuple[int, ...], Conversion] = {}
 
     def settle(self, calibration: Calibration | None) -> Settled:
@@ -242,7 +193,10 @@ class Search:
         """Convert a choice by the batches that are for it, and measure it on those that judge."""
         assert self._samples is not None
         if point.options not in self._real:
-            self._real[point.options] = self._known(point, self._samples.known, self._samples.checks)
+            recipe = self._recipe_of(point)
+            self._real[point.options] = self._conversions.known(
+                recipe, self._samples.known, self._samples.checks
+            )
         return self._real[point.options]
 
     def _finished(self, chosen: Point, points: Sequence[Point]) -> tuple[Point, Conversion | None]:
@@ -252,7 +206,7 @@ class Search:
             if found is None:
                 continue
             if self._wanted and found.files is None:
-                found = self._convert(point, found.data, found.checks)
+                found = self._conversions.convert(self._recipe_of(point), found.data, found.checks)
             return point, found if self._wanted else None
         raise RecipeError("the goals cannot be reached on all of the data")
 
@@ -262,66 +216,17 @@ class Search:
         The conversion by a part of it is the other one there is. None if both miss the goals on all data.
         """
         assert self._samples is not None
-        found, everything = self._converted(point), self._samples.everything
+        found, everything, recipe = self._converted(point), self._samples.everything, self._recipe_of(point)
         if not self._samples.apart:
             return None if found.missed else found
-        best = self._known(point, everything, everything)
+        best = self._conversions.known(recipe, everything, everything)
         size = self._recipe.max_size
         if not best.missed and (not isinstance(size, int) or best.size <= size):
             return best
-        other = None if found.missed else self._known(point, self._samples.known, everything)
-        return None if other is None or other.missed else other
-
-    def _known(self, point: Point, data: Feeds, checks: Feeds) -> Conversion:
-        """Return what another search measured, or convert; a function of the user's is asked each time."""
-        kept = cache.recall(self._key(point, data, checks)) if self._goals.metric is None else None
-        if kept is None:
-            return self._convert(point, data, checks)
-        if kept["error"] is not None:
-            return Conversion(None, ALL_LOST, (kept["error"],), data, checks)
-        outputs = {name: Metrics(**metrics) for name, metrics in kept["outputs"].items()}
-        missed = self._goals.missed(outputs, None)
-        return Conversion(kept["nbytes"], self._goals.loss(outputs), missed, data, checks)
-
-    def _key(self, point: Point, data: Feeds, checks: Feeds) -> str:
-        assert self._samples is not None
-        by, on = ("all" if feeds is self._samples.everything else "a part" for feeds in (data, checks))
-        name = self._workplace.name  # is in the file, if its data is beside it
-        what = f"a conversion to {name} by {by}, measured on {on}"
-        return self._samples.key(what, self._source, self._recipe_of(point))
-
-    def _convert(self, point: Point, data: Feeds, checks: Feeds) -> Conversion:
-        folder = Path(tempfile.mkdtemp(dir=self._workplace.parent))
-        output = folder / self._workplace.name
-        key = self._key(point, data, checks)
-        try:
-            report = convert_as_told(
-                self._source,
-                output,
-                self._recipe_of(point),
-                data=data,
-                strict=self._strict,
-                progress=self._progress,
-            )
-        except NotFinite as error:
-            cache.keep(key, {"error": str(error)})
-            return Conversion(None, ALL_LOST, (str(error),), data, checks)
-        result = validate(
-            self._source,
-            output,
-            checks,
-            layers=False,
-            mask=self._recipe.mask,
-            metric=self._goals.metric,
-        )
-        outputs = {output.name: output.metrics for output in result.outputs}
-        measured = {name: dataclasses.asdict(metrics) for name, metrics in outputs.items()}
-        cache.keep(key, {"error": None, "nbytes": report.output_bytes, "outputs": measured})
-        missed = self._goals.missed(outputs, result.task)
-        if missed:
-            shutil.rmtree(folder)
-        files = (report, output)
-        return Conversion(report.output_bytes, self._goals.loss(outputs), missed, data, checks, files)
+        if found.missed:
+            return None
+        other = self._conversions.known(recipe, self._samples.known, everything, found.files)
+        return None if other.missed else other
 
     def _fitting(
         self,

@@ -12,6 +12,7 @@ from chains import K, chain, ordinary, ternary
 
 import onnx_bitnet as bn
 from onnx_bitnet.errors import NotFinite, OutputError, RecipeError
+from onnx_bitnet.planning import conversions
 from onnx_bitnet.planning.candidates import KEEP, Candidate
 from onnx_bitnet.planning.frontier import hull
 from onnx_bitnet.planning.planner import sensitivity
@@ -239,8 +240,11 @@ def test_what_makes_values_not_finite_is_not_chosen(logarithmic, data, tmp_path)
     assert [layer.converted for layer in report.layers] == [False, True]
 
 
-def test_goals_are_reached_on_all_data_and_not_on_what_was_held_apart_alone(tmp_path):
-    """What the third batch shows is easy; what the others do is small beside weights that they do not see."""
+def test_goals_are_reached_on_all_data_and_not_on_what_was_held_apart_alone(tmp_path, monkeypatch):
+    """What the third batch shows is easy; what the others do is small beside weights that they do not see.
+
+    Nothing is converted twice on the way.
+    """
     generator = np.random.default_rng(0)
     seen, unseen = np.split(np.linalg.qr(generator.standard_normal((K, K)))[0], [2], axis=1)
     weight = 300 * seen @ generator.standard_normal((2, 32)) + ordinary(32)
@@ -248,14 +252,33 @@ def test_goals_are_reached_on_all_data_and_not_on_what_was_held_apart_alone(tmp_
     easy = generator.standard_normal((32, 2)) @ seen.T
     hard = 10 * generator.standard_normal((3, 32, K - 2)) @ unseen.T
     data = [{"x": x.astype(np.float32)} for x in (hard[0], hard[1], easy, hard[2])]
+    converted, convert = [], conversions.convert_as_told
+
+    def noting(source, output, recipe, *, data, **others):
+        converted.append((recipe, sum(1 for _ in data)))
+        return convert(source, output, recipe, data=data, **others)
+
+    monkeypatch.setattr(conversions, "convert_as_told", noting)
     bn.convert(source, tmp_path / "out.onnx", {"min_cosine": 0.999}, data=data)
     assert bn.validate(source, tmp_path / "out.onnx", data).passes(min_cosine=0.999)
+    assert not [what for what in converted if converted.count(what) > 1]
 
 
 def test_values_that_cease_to_be_finite_are_told(logarithmic, data, tmp_path):
     with pytest.raises(NotFinite, match=r"the input 'log' of layer '\S+' holds NaN .* once layers before it"):
         bn.convert(logarithmic, tmp_path / "out.onnx", {"mode": "ternary"}, data=data)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_elsewhere_is_called_by_its_own_name(logarithmic, data, tmp_path, monkeypatch):
+    """What was measured is kept by content, and says nothing of where that was."""
+    monkeypatch.setenv("ONNX_BITNET_CACHE", str(tmp_path / "cache"))
+    copy = tmp_path / logarithmic.name
+    copy.write_bytes(logarithmic.read_bytes())
+    for path in (logarithmic, copy):
+        with pytest.raises(NotFinite) as error:
+            bn.plan(path, {"max_size": 10000}, data=data)
+        assert str(error.value).startswith(f"{path}: the input 'log' of layer")
 
 
 def test_stock_ops_can_be_planned_too(model, data, tmp_path):

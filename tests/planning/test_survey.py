@@ -8,7 +8,7 @@ import pytest
 from chains import K, chain, ordinary
 
 import onnx_bitnet as bn
-from onnx_bitnet.planning import search, survey
+from onnx_bitnet.planning import conversions, survey
 from onnx_bitnet.planning.planner import sensitivity
 
 
@@ -39,7 +39,7 @@ def counted(tmp_path, monkeypatch):
         monkeypatch.setattr(module, name, counting)
 
     count(survey, "_measured", "surveys")
-    count(search, "convert_as_told", "conversions")
+    count(conversions, "convert_as_told", "conversions")
 
     def since() -> tuple[int, int]:
         found = counts["surveys"], counts["conversions"]
