@@ -68,10 +68,29 @@ def read(path: str | Path) -> ModelFile:
     _refuse_what_would_be_lost(path, proto)
     if model.ir_version == 0 or not model.opset_imports:
         raise ModelError(f"{path}: not an ONNX model: it has no IR version or no opset; export it again")
+    _sort(path, model)
     external = tuple(external_tensors(model))
     data_files = frozenset(_check_external(path, tensor) for tensor in external)
     nbytes = sum(file.stat().st_size for file in {path, *data_files})
     return ModelFile(path, model, data_files, nbytes, external)
+
+
+def complaint(path: Path) -> str | None:
+    """Return what onnx.checker says against a model file, in one line; None if it is content."""
+    try:
+        onnx.checker.check_model(path)
+    except onnx.checker.ValidationError as error:
+        return one_line(error)
+    return None
+
+
+def _sort(path: Path, model: ir.Model) -> None:
+    """Put nodes in the order that ONNX asks for and onnxruntime does without; there, nothing changes."""
+    try:
+        for graph in (model.graph, *(function.graph for function in model.functions.values())):
+            graph.sort()
+    except ValueError:
+        raise ModelError(f"{path}: nodes of its graph feed each other in a cycle; export it again") from None
 
 
 def _refuse_what_would_be_lost(path: Path, proto: onnx.ModelProto) -> None:
@@ -130,17 +149,21 @@ def _check_external(path: Path, tensor: ir.ExternalTensor) -> Path:
 
 def check_output(source: ModelFile, output: Path, *, force: bool) -> None:
     """Raise OutputError if writing `output` would overwrite something it must not, or cannot work."""
-    targets = (output, data_path(output))
     inputs = {file.resolve() for file in (source.path, *source.data_files)}
-    for target in targets:
+    for target in (output, data_path(output)):
         if target.resolve() in inputs:
             raise OutputError(f"{target}: is part of the input model; choose another output name")
-        if target.is_dir():
-            raise OutputError(f"{target}: is a folder; give the name of a file")
-        if target.exists() and not force:
-            raise OutputError(f"{target}: exists already; choose another name, or overwrite it with --force")
-    if not output.parent.is_dir():
-        raise OutputError(f"{output}: the folder {str(output.parent)!r} does not exist; create it first")
+        check_free(target, force=force)
+
+
+def check_free(target: Path, *, force: bool) -> None:
+    """Raise OutputError if a file of this name must not be overwritten, or cannot be."""
+    if target.is_dir():
+        raise OutputError(f"{target}: is a folder; give the name of a file")
+    if target.exists() and not force:
+        raise OutputError(f"{target}: exists already; choose another name, or overwrite it with --force")
+    if not target.parent.is_dir():
+        raise OutputError(f"{target}: the folder {str(target.parent)!r} does not exist; create it first")
 
 
 def data_path(output: Path) -> Path:

@@ -341,3 +341,34 @@ def test_memory_is_bounded_by_the_largest_tensor(tmp_path):
     paths = [tmp_path / file for name in ("small", "large") for file in (f"{name}.onnx", f"{name}.out.onnx")]
     done = subprocess.run([sys.executable, "-c", _PEAK, *paths], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 16 << 10
+
+
+@pytest.mark.parametrize("what", ["shape", "name", "order"])
+def test_a_model_that_onnxruntime_runs_but_the_checker_refuses(mixed, tmp_path, what):
+    """A verification that holds outputs to more than their inputs would leave such models unconverted."""
+    model = onnx.load(mixed)
+    if what == "shape":
+        model.graph.output[0].type.tensor_type.ClearField("shape")
+    elif what == "name":
+        model.graph.name = ""
+    else:
+        nodes = list(reversed(model.graph.node))
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
+    onnx.save(model, mixed)
+    with pytest.raises(onnx.checker.ValidationError):
+        onnx.checker.check_model(mixed)
+    report = bn.convert(mixed, tmp_path / "out.onnx")
+    assert len(report.converted) == 2
+    said = any(note.startswith("onnx.checker refuses the model as it ref") for note in report.notes)
+    assert said == (what != "order")
+    result = bn.validate(mixed, tmp_path / "out.onnx")
+    assert result.outputs[0].metrics.cosine > 0.999
+
+
+def test_nodes_that_feed_each_other_are_one_error(mixed, tmp_path):
+    model = onnx.load(mixed)
+    model.graph.node[0].input[0] = model.graph.node[-1].output[0]
+    onnx.save(model, mixed)
+    with pytest.raises(ModelError, match="in a cycle"):
+        bn.convert(mixed, tmp_path / "out.onnx")
