@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import fnmatch
-import json
 import math
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from onnx_bitnet import recipe_file
 from onnx_bitnet.errors import RecipeError
 from onnx_bitnet.granularity import block_size
+from onnx_bitnet.recipe_values import (
+    check_one_of,
+    check_type,
+    is_number,
+    near,
+    rotation_size,
+    to_scale,
+    to_size,
+)
 
 MODES = ("auto", "lossless", "ternary")
 FORMATS = ("auto", "i2s", "tl1", "tl2", "t5")
@@ -80,11 +87,15 @@ class Rule:
     op_type: str | None = None
     min_size: int = 0
     action: str | None = None
-    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     scale: float | tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "scale", _scale(self.match, self.scale))
+        check_type("match of a rule", self.match, str)
+        check_type(f"rule {self.match!r}: op_type", self.op_type, (str, type(None)))
+        check_type(f"rule {self.match!r}: min_size", self.min_size, int)
+        check_type(f"rule {self.match!r}: overrides", self.overrides, Mapping)
+        object.__setattr__(self, "scale", to_scale(self.match, self.scale))
         if self.scale is not None and (self.action == "keep" or "granularity" in self.overrides):
             raise RecipeError(f"rule {self.match!r}: a scale goes with neither keep nor a granularity")
         if self.scale is not None and self.action in FLOAT_ACTIONS:
@@ -97,7 +108,7 @@ class Rule:
             check_layer_fields({"levels": 4, "format": self.overrides.get("format", "i2s")})
         for key in self.overrides:
             if key not in _OVERRIDABLE:
-                raise RecipeError(f"rule {self.match!r}: cannot override {key!r}{_near(key, _OVERRIDABLE)}")
+                raise RecipeError(f"rule {self.match!r}: cannot override {key!r}{near(key, _OVERRIDABLE)}")
         if self.match.startswith("re:"):
             try:
                 re.compile(self.match[3:])
@@ -120,14 +131,17 @@ class Rule:
         if isinstance(value, Mapping):
             known = {f.name for f in dataclasses.fields(cls)}
             given = dict(value)
-            overrides = dict(given.pop("overrides", {}))
-            overrides |= {key: given.pop(key) for key in list(given) if key in _OVERRIDABLE}
-            if given.pop("keep", False):
+            keep = given.pop("keep", False)
+            check_type("keep of a rule", keep, bool)
+            if keep:
                 given["action"] = "keep"
+            overrides = given.pop("overrides", {})
+            check_type("overrides of a rule", overrides, Mapping)
+            overrides = {**overrides, **{key: given.pop(key) for key in [*given] if key in _OVERRIDABLE}}
             for key in given:
                 if key not in known:
                     raise RecipeError(
-                        f"unknown key {key!r} in a rule{_near(key, [*known, *_OVERRIDABLE, 'keep'])}"
+                        f"unknown key {key!r} in a rule{near(key, [*known, *_OVERRIDABLE, 'keep'])}"
                     )
             return cls(**given, overrides=overrides)
         if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2:
@@ -221,19 +235,20 @@ class Recipe:
     max_size: int | str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "max_size", _size(self.max_size))
+        object.__setattr__(self, "max_size", to_size(self.max_size))
         self._check_goals()
+        check_type("rules", self.rules, (list, tuple))
         object.__setattr__(self, "rules", tuple(Rule.parse(rule) for rule in self.rules))
+        for field in ("keep_first", "keep_last", "fuse"):
+            check_type(field, getattr(self, field), bool)
         check_layer_fields(dataclasses.asdict(self))
-        _one_of("target", self.target, TARGETS)
-        _one_of("layout", self.layout, LAYOUTS)
+        check_one_of("target", self.target, TARGETS)
+        check_one_of("layout", self.layout, LAYOUTS)
         formats = {self.format, *(rule.overrides.get("format") for rule in self.rules)}
         if self.layout == "panel" and formats & set(_TERNARY_FORMATS):
             raise RecipeError("layout 'panel' holds i2s codes only; leave it out, or use format 'i2s'")
         if not isinstance(self.mask, str):
             raise RecipeError(f"mask = {self.mask!r} is no name of an input; use 'none' for none")
-        if not isinstance(self.fuse, bool):
-            raise RecipeError(f"fuse = {self.fuse!r} is not known; use true or false")
         if self.target != "custom" and (self.fuse or self.layout == "panel"):
             raise RecipeError(f"target {self.target!r} has no packed ops to fuse or lay out")
         for rule in self.rules:
@@ -267,12 +282,10 @@ class Recipe:
     def _check_goals(self) -> None:
         for name, most in (("min_cosine", 1.0), ("min_sqnr", math.inf)):
             value = getattr(self, name)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if value is not None and not (number and 0 < value <= most):
+            if value is not None and not (is_number(value) and 0 < value <= most):
                 raise RecipeError(f"{name} = {value!r} is no number above 0{' up to 1' if most == 1 else ''}")
-        least = self.min_metric
-        if least is not None and (isinstance(least, bool) or not isinstance(least, (int, float))):
-            raise RecipeError(f"min_metric = {least!r} is no number")
+        if self.min_metric is not None and not is_number(self.min_metric):
+            raise RecipeError(f"min_metric = {self.min_metric!r} is no number")
         if self.has_goals and self.mode != "auto":
             raise RecipeError(f"mode {self.mode!r} has nothing to choose; use 'auto' with goals")
         if self.has_goals and self.target == "float":
@@ -309,11 +322,12 @@ class Recipe:
         if isinstance(value, Recipe):
             return value
         if isinstance(value, (str, Path)):
-            value = _read(Path(value))
+            value = recipe_file.read(Path(value))
+        check_type("the recipe", value, Mapping)
         known = [field.name for field in dataclasses.fields(cls)]
         for key in value:
             if key not in known:
-                raise RecipeError(f"unknown recipe key {key!r}{_near(key, known)}")
+                raise RecipeError(f"unknown recipe key {key!r}{near(str(key), known)}")
         return cls(**value)
 
 
@@ -321,7 +335,7 @@ def check_layer_fields(fields: Mapping[str, Any]) -> None:
     """Raise RecipeError unless the values of the per-layer fields present are legal."""
     for field, allowed in _CHOICES.items():
         if field in fields:
-            _one_of(field, fields[field], allowed)
+            check_one_of(field, fields[field], allowed)
     four = fields.get("levels") == 4 or fields.get("offset") is True
     if four and fields.get("format") in _TERNARY_FORMATS:
         raise RecipeError(f"format {fields['format']!r} holds three levels; use i2s for four, int4 and int8")
@@ -331,81 +345,6 @@ def check_layer_fields(fields: Mapping[str, Any]) -> None:
     if "rotation" in fields:
         rotation_size(fields["rotation"])
     if "offset" in fields:
-        _one_of_bools("offset", fields["offset"])
+        check_type("offset", fields["offset"], bool)
     if "granularity" in fields:
         block_size(fields["granularity"])
-
-
-_LEAST_SCALE, _LARGEST_SCALE = 1e-30, 1e30
-_UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
-
-
-def _size(value: int | str | None) -> int | None:
-    """Read a number of bytes: 200000000, "200MB" or "190 MiB"."""
-    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
-        return value
-    match = re.fullmatch(r"([\d.]+) *([KMG]I?)?B?", str(value).upper())
-    try:
-        if match is None or isinstance(value, bool):
-            raise ValueError
-        return int(float(match[1]) * _UNITS[match[2] or ""])
-    except ValueError:
-        raise RecipeError(f"max_size = {value!r} is no size; write bytes, or for example '200MB'") from None
-
-
-def _scale(match: str, value: Any) -> float | tuple[float, ...] | None:
-    """Check the scale of a rule."""
-    if value is None:
-        return None
-    several = isinstance(value, Sequence) and not isinstance(value, str)
-    numbers = value if several and value else (value,)
-    for number in numbers:
-        fits = isinstance(number, (int, float)) and not isinstance(number, bool)
-        if not fits or not _LEAST_SCALE <= number <= _LARGEST_SCALE:
-            raise RecipeError(f"rule {match!r}: scale {number!r} is no number from 1e-30 to 1e30")
-    return tuple(map(float, numbers)) if several else float(value)
-
-
-def rotation_size(rotation: str) -> int:
-    """Return B of `hadamard:B`, and 0 for `none`."""
-    if rotation == "none":
-        return 0
-    match = re.fullmatch(r"hadamard:(\d+)", str(rotation))
-    size = int(match[1]) if match else 0
-    if not 16 <= size <= 4096 or size & (size - 1):
-        raise RecipeError(
-            f"rotation {rotation!r} is neither none nor hadamard:B with B a power of two from 16 to 4096"
-        )
-    return size
-
-
-def _one_of_bools(field: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise RecipeError(f"{field} = {value!r} is not known; use true or false")
-
-
-def _one_of(field: str, value: object, allowed: Sequence[object]) -> None:
-    if value not in allowed or isinstance(value, bool):
-        raise RecipeError(
-            f"{field} = {value!r} is not known{_near(str(value), [str(a) for a in allowed])}; "
-            f"use one of {', '.join(str(a) for a in allowed)}"
-        )
-
-
-def _near(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot read the recipe: {error.strerror}") from None
-    try:
-        value = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except (ValueError, tomllib.TOMLDecodeError) as error:
-        raise RecipeError(f"{path}: not a valid recipe file: {error}") from None
-    if not isinstance(value, dict):
-        raise RecipeError(f"{path}: a recipe is a table of fields, this is a {type(value).__name__}")
-    return value

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -64,6 +65,38 @@ def test_verbose_shows_every_layer(model):
     assert "layer.b" in run("convert", model, "--force", "-v").stdout
 
 
+def test_version():
+    assert run("--version").stdout == f"{version('onnx-bitnet')}\n"
+
+
+@pytest.mark.parametrize("name", ["recipe.toml", "recipe.json"])
+def test_the_recipe_of_sensitivity_converts(model, tmp_path, name):
+    recipe = tmp_path / name
+    assert run("sensitivity", model, "-o", recipe).returncode == 0
+    done = run("convert", model, "--recipe", recipe, "--json")
+    assert json.loads(done.stdout)["converted"] == 2, done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("convert", "model.onnx", "there"),
+        ("calibrate", "model.onnx", "there"),
+        ("sensitivity", "model.onnx", "-o", "there"),
+        ("plan", "model.onnx", "--min-cosine", "0.9", "--plot", "there"),
+        ("validate", "model.onnx", "model.onnx", "--html", "there"),
+        ("validate", "model.onnx", "model.onnx", "--csv", "there"),
+    ],
+)
+def test_what_is_there_is_overwritten_only_with_force(model, arguments):
+    there = model.with_name("there")
+    there.write_text("old")
+    done = run(*arguments, cwd=model.parent)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "there: exists already" in done.stderr
+    assert there.read_text() == "old"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -75,6 +108,8 @@ def test_verbose_shows_every_layer(model):
         (("convert", "model.onnx", "model.onnx", "--force"), 1, "is part of the input model"),
         (("convert", "model.onnx", "--strict"), 4, "strict: 1 of 2 layers are refused"),
         (("inspect", "missing.onnx"), 1, "missing.onnx: cannot read the model"),
+        (("calibrate", "model.onnx", "no/out.npz"), 1, "no/out.npz: the folder 'no' does not exist"),
+        (("sensitivity", "model.onnx", "-o", "no/r.toml"), 1, "no/r.toml: the folder 'no' does not exist"),
         (("validate", "model.onnx", "missing.onnx"), 1, "missing.onnx: cannot read the model"),
         (("validate", "model.onnx", "model.onnx", "--data", "no.npz"), 1, "no.npz"),
         (("validate", "model.onnx", "model.onnx", "--dim", "batch"), 2, "write NAME=SIZE"),

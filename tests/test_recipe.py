@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from onnx_bitnet import recipe_file
 from onnx_bitnet.errors import RecipeError
 from onnx_bitnet.granularity import block_rows, block_size
 from onnx_bitnet.recipe import Recipe, Rule
@@ -72,6 +73,29 @@ def test_a_recipe_file_is_read(tmp_path, suffix):
     assert Recipe.parse(path) == Recipe(mode="ternary", planes=2, rules=[("*head*", "keep")])
 
 
+def test_equal_recipes_are_one_key_of_a_dict():
+    rules = [("*head*", {"planes": 2}), ("*", "int8")]
+    assert {Recipe(rules=rules): 1} == {Recipe.parse({"rules": rules}): 1}
+
+
+@pytest.mark.parametrize("name", ["recipe.toml", "recipe.JSON"])
+def test_a_recipe_is_written_as_its_file_is_read(tmp_path, name):
+    recipe = Recipe(
+        activation_bits=8,
+        min_cosine=0.99,
+        keep_first=True,
+        rules=[
+            ('a "b" \\ \x7f \N{GREEK SMALL LETTER PI}\n', "keep"),
+            {"match": "*", "op_type": "Gemm", "scale": [1e-5, 2.0]},
+            ("*head*", {"planes": 2, "mode": "ternary"}),
+            ("re:.*[0-9]", "int8"),
+        ],
+    )
+    path = tmp_path / name
+    path.write_text(recipe_file.text(recipe.to_dict(), path), encoding="utf-8")
+    assert Recipe.parse(path) == recipe
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -96,6 +120,23 @@ def test_a_recipe_file_is_read(tmp_path, suffix):
         ({"mode": "lossless", "rules": [("*", "int4")]}, "mode 'lossless' changes no value"),
         ({"taget": "ort"}, "unknown recipe key 'taget' .did you mean 'target'"),
         ({"target": "web"}, "target = 'web' is not known"),
+        ({"activation_bits": 8.0}, "activation_bits = 8.0 is not known"),
+        ({"keep_first": "yes"}, "keep_first = 'yes' is not known; use true or false"),
+        ({"rules": 5}, "rules = 5 is not known; use a list"),
+        ({"rules": "*head*"}, r"rules = '\*head\*' is not known; use a list"),
+        ({"rules": [{"match": 5, "keep": True}]}, "match of a rule = 5 is not known; use a text"),
+        ({"rules": [{"op_type": 5, "keep": True}]}, "op_type = 5 is not known; use a text"),
+        ({"rules": [{"min_size": "1k", "keep": True}]}, "min_size = '1k' is not known; use a whole number"),
+        (
+            {"rules": [{"match": "a", "keep": "yes"}]},
+            "keep of a rule = 'yes' is not known; use true or false",
+        ),
+        ({"rules": [{"overrides": 5}]}, "overrides of a rule = 5 is not known; use a table of fields"),
+        ({"min_sqnr": float("inf")}, "min_sqnr = inf is no number"),
+        ({"min_metric": float("nan")}, "min_metric = nan is no number"),
+        ({"max_size": "0MB"}, "max_size = '0MB' is no size"),
+        ({5: 1}, "unknown recipe key 5"),
+        (5, "the recipe = 5 is not known; use a table of fields"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(fields, message):
@@ -112,11 +153,12 @@ def test_what_is_wrong_is_said_in_one_line(fields, message):
         ("bad.toml", "mode = ", "not a valid recipe file"),
         ("bad.json", "[1, 2", "not a valid recipe file"),
         ("list.json", "[1, 2]", "a recipe is a table of fields, this is a list"),
+        ("data.npz", "PK\xff\xfe", "it is no UTF-8 text"),
     ],
 )
 def test_a_bad_recipe_file_is_named(tmp_path, name, text, message):
     if text is not None:
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_text(text, encoding="latin-1")
     with pytest.raises(RecipeError, match=f"{name}: .*{message}"):
         Recipe.parse(tmp_path / name)
 

@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from importlib.metadata import version
+from typing import Annotated, NoReturn
 
 import typer
 
 from onnx_bitnet import interrupts
-from onnx_bitnet.cli.common import err
+from onnx_bitnet.cli.common import err, out
 from onnx_bitnet.cli.language import build, generate
 from onnx_bitnet.cli.machine import bench, doctor, kernels
 from onnx_bitnet.cli.models import calibrate, convert, inspect, plan, sensitivity, validate
 
 app = typer.Typer(
-    help="Turn the linear layers of ONNX models into few-bit ones and run them fast on CPUs.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        out.print(version("onnx-bitnet"), highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    show_version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="print it and end")
+    ] = False,
+) -> None:
+    """Turn the linear layers of ONNX models into few-bit ones and run them fast on CPUs."""
+
+
 for command in (
     convert,
     plan,

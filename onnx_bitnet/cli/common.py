@@ -26,6 +26,7 @@ err = Console(stderr=True)
 
 Source = Annotated[Path, typer.Argument(help="an ONNX model", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON document on stdout")]
+Force = Annotated[bool, typer.Option("--force", help="overwrite the output")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="every layer, not only the summary")]
 Threads = Annotated[int, typer.Option(help="threads for onnxruntime; 0 lets it choose")]
 

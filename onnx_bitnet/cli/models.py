@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import onnx_bitnet as bn
-from onnx_bitnet import tables
+from onnx_bitnet import files, recipe_file, tables
 from onnx_bitnet.cli.common import (
     GATE_FAILED,
     AsJson,
     CalibrationData,
     Data,
     Dim,
+    Force,
     Mask,
     MetricOption,
     Seed,
@@ -32,7 +32,6 @@ from onnx_bitnet.cli.common import (
 )
 from onnx_bitnet.conversion.convert import default_output
 from onnx_bitnet.data.padding import USUAL
-from onnx_bitnet.errors import OutputError
 from onnx_bitnet.inspection import inspect as inspect_file
 from onnx_bitnet.options import Given, to_recipe, with_recipe
 from onnx_bitnet.planning.planner import sensitivity as rank_layers
@@ -49,7 +48,7 @@ def convert(
     ] = None,
     data: CalibrationData = None,
     metric: MetricOption = None,
-    force: Annotated[bool, typer.Option("--force", help="overwrite the output")] = False,
+    force: Force = False,
     strict: Annotated[bool, typer.Option("--strict", help="exit with 4 if a layer is refused")] = False,
     as_json: AsJson = False,
     verbose: Verbose = False,
@@ -76,11 +75,14 @@ def plan(
     data: CalibrationData = None,
     metric: MetricOption = None,
     plot: Annotated[Path | None, typer.Option(help="draw the frontier of a goal (.svg or .png)")] = None,
+    force: Force = False,
     as_json: AsJson = False,
     verbose: Verbose = True,
 ) -> None:
     """Say what convert would do to each layer, and write no model."""
     with errors(), shown_progress("planning") as progress:
+        if plot is not None:
+            files.check_free(plot, force=force)
         report = bn.plan(
             source, to_recipe(recipe), data=to_calibration(data), metric=to_metric(metric), progress=progress
         )
@@ -97,15 +99,15 @@ def sensitivity(
     metric: MetricOption = None,
     method: Annotated[str, typer.Option(help="weigh layers by weights, outputs, model or auto")] = "auto",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="write the recipe that reaches the goals (.json)")
+        Path | None, typer.Option("--output", "-o", help="write the recipe that reaches the goals here")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="overwrite the output")] = False,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Rank layers by what few bits in each cost, and find the recipe that reaches the goals (0.99 cosine)."""
     with errors(), shown_progress("trying") as progress:
-        if output is not None and output.exists() and not force:
-            raise OutputError(f"{output}: exists already; choose another name, or overwrite it with --force")
+        if output is not None:
+            files.check_free(output, force=force)
         result = rank_layers(
             source,
             to_calibration(data),
@@ -115,7 +117,7 @@ def sensitivity(
             progress=progress,
         )
         if output is not None:
-            output.write_text(json.dumps(result.recipe.to_dict(), indent=2) + "\n", encoding="utf-8")
+            files.write_text(output, recipe_file.text(result.recipe.to_dict(), output))
     show(result.to_dict() if as_json else tables.sensitivity(result))
 
 
@@ -133,14 +135,13 @@ def calibrate(
     dim: Dim = None,
     seed: Seed = 0,
     threads: Threads = 0,
-    force: Annotated[bool, typer.Option("--force", help="overwrite the output")] = False,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a float model over data and write statistics of what each linear layer reads."""
     with errors(), shown_progress("calibrating") as progress:
         output = output or source.with_name(f"{source.stem}.calibration.npz")
-        if output.exists() and not force:
-            raise OutputError(f"{output}: exists already; choose another name, or overwrite it with --force")
+        files.check_free(output, force=force)
         result = bn.calibrate(
             source,
             data,
@@ -184,11 +185,14 @@ def validate(
         Path | None, typer.Option(help="what convert --json said: the page draws its frontier")
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="also write a table of the layers here")] = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Run two models on the same data and measure how far apart their results are."""
     gates = {"min_sqnr": min_sqnr, "min_cosine": min_cosine, "min_metric": min_metric}
     with errors(), shown_progress("validating") as progress:
+        for path in filter(None, (html, csv)):
+            files.check_free(path, force=force)
         result = bn.validate(
             reference,
             got,

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from onnx_bitnet.granularity import block_rows, stored_block_size
 from onnx_bitnet.quantization.detect import Exact
-from onnx_bitnet.recipe import MEASURED_ROUNDINGS, Recipe, rotation_size
+from onnx_bitnet.recipe import MEASURED_ROUNDINGS, Recipe
+from onnx_bitnet.recipe_values import rotation_size
 
 _WHY_I2S = "i2s loads fastest; tl2 and t5 make smaller files, and single rows from DRAM are faster in t5"
 _AUTO_ACTIVATION_BITS = {"custom": 16, "ort": 8, "simulate": 32, "float": 32}

@@ -300,4 +300,4 @@ def _rank(layer: LayerMetrics) -> tuple[bool, float]:
 def _misses(output: str, what: str, unit: str, value: float | None, least: float | None) -> list[str]:
     if least is None or value is None or value >= least:
         return []
-    return [f"output {output!r}: {what} {value:.6g}{unit} is below {least:g}{unit}"]
+    return [f"output {output!r}: {what} {value:.6g}{unit} is below {least:.9g}{unit}"]
