@@ -75,15 +75,6 @@ def read(path: str | Path) -> ModelFile:
     return ModelFile(path, model, data_files, nbytes, external)
 
 
-def complaint(path: Path) -> str | None:
-    """Return what onnx.checker says against a model file, in one line; None if it is content."""
-    try:
-        onnx.checker.check_model(path)
-    except onnx.checker.ValidationError as error:
-        return one_line(error)
-    return None
-
-
 def _sort(path: Path, model: ir.Model) -> None:
     """Put nodes in the order that ONNX asks for and onnxruntime does without; there, nothing changes."""
     try:

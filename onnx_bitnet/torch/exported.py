@@ -119,7 +119,7 @@ def distill_onnx(
         lessons = _Lessons(file, graph, feeds, batch_size, mask)
         losses = _Losses(graph, ends, matched)
         steps = train(graph, lessons, losses, settings, _finite(on_step))
-    _write(file, trained, activation_bits, output)
+    _write(file.model, trained, activation_bits, output)
     return Distilled(tuple(item.name for item in trained), left, tuple(steps))
 
 
@@ -255,11 +255,8 @@ def _rows(value: Tensor, there: np.ndarray | None) -> Tensor:
     return kept
 
 
-def _write(
-    file: files.ModelFile, trained: Mapping[Linear, Layer], activation_bits: int, output: Path
-) -> None:
+def _write(model: ir.Model, trained: Mapping[Linear, Layer], activation_bits: int, output: Path) -> None:
     """Put the trained layers into the model and write it."""
-    model = file.model
     shared = Shared.of(model)
     made: dict[Any, Plain] = {}
     meant: dict[str, Plain] = {}
@@ -273,7 +270,7 @@ def _write(
         replace_plain(model, linear, plain, activation_bits=bits, shared=shared)
     cleanup(model)
     with files.staged(model, output) as written:
-        verify(written, meant, file.path)
+        verify(written, meant)
 
 
 def _with_bias(linear: Linear, bias: np.ndarray, shared: Shared) -> Linear:
