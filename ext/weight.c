@@ -90,6 +90,7 @@ static void read_ahead(const char *src, size_t bytes)
 {
     for (size_t i = 0; i < bytes; i += CACHE_LINE)
         BN_READ_AHEAD(src + i);
+    BN_READ_AHEAD(src + bytes - 1); /* in a line of its own unless src is aligned */
 }
 
 /* Loads `count` rows from `row` on, some inputs at a time. */
