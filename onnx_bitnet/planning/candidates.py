@@ -59,7 +59,8 @@ def candidates(recipe: Recipe, *, measured: bool = False) -> tuple[Candidate, ..
     Args:
         recipe: what was asked for.
         measured: there are moments of the layer's inputs to round by. Then more grids can be fitted, fewer
-            scales are needed, and all but ternary, which suits weights as they are, are rotated.
+            scales are needed, and all but ternary, which suits weights as they are, are rotated; integers,
+            which can best do without, and the op that it takes, are there unrotated as well.
     """
     smallest = recipe.format == "auto" and recipe.target == "custom" and recipe.layout == "canonical"
     form = "t5" if smallest else recipe.format
@@ -77,8 +78,14 @@ def candidates(recipe: Recipe, *, measured: bool = False) -> tuple[Candidate, ..
         found += [Candidate(f"{count} planes", ternary | more | {"planes": count}) for count in (2, 3)]
     for scales in _INT4_SCALES[recipe.target == "ort", measured]:
         int4 = {"action": "int4", "granularity": scales, "scale_type": scale_type, "offset": False}
-        found += [Candidate(f"int4 {scales}", int4 | more)]
-    return (*found, Candidate("int8", {"action": "int8", "offset": False} | more))
+        found += _turned_or_not(f"int4 {scales}", int4, more)
+    return (*found, *_turned_or_not("int8", {"action": "int8", "offset": False}, more))
+
+
+def _turned_or_not(name: str, rule: Mapping[str, Any], more: Mapping[str, Any]) -> list[Candidate]:
+    if not more:
+        return [Candidate(name, rule)]
+    return [Candidate(name, {**rule, **more}), Candidate(f"{name} unrotated", rule)]
 
 
 def spec_of(
@@ -139,6 +146,7 @@ class Trials:
         weight: np.ndarray,
         statistics: LayerStatistics | None,
         judge: LayerStatistics | None,
+        outputs: int,
     ) -> list[Trial]:
         """Quantize a layer in every way that it can take, and measure; `KEEP` is the last.
 
@@ -150,6 +158,7 @@ class Trials:
             weight: its weight (N, K).
             statistics: what is known of the inputs to round by; None counts all inputs alike.
             judge: what is known of those to measure errors on.
+            outputs: of all layers that read what this one does.
         """
         open_rounding = self._recipe.rounding in ("auto", *MEASURED_ROUNDINGS)
         measured = open_rounding and statistics is not None and statistics.second_moment is not None
@@ -170,21 +179,29 @@ class Trials:
                 nbytes = store(quantized, linear, spec, self._recipe.target).nbytes
             if spec.measured and linear.bias is None:
                 nbytes += 4 * weight.shape[0]  # for the bias that restores the means
-            trials += self._with_activations(Trial(candidate, nbytes, error, 0.0), weight, spec, judge)
+            time = relative_time(spec, weight.shape[1], outputs)
+            trials += self._with_activations(
+                Trial(candidate, nbytes, error, time), weight, spec, judge, outputs
+            )
         return [*trials, Trial(KEEP, linear.weight.file_bytes, 0.0, 1.0)]
 
     def _with_activations(
-        self, trial: Trial, weight: np.ndarray, spec: LayerSpec, judge: LayerStatistics | None
+        self,
+        trial: Trial,
+        weight: np.ndarray,
+        spec: LayerSpec,
+        judge: LayerStatistics | None,
+        outputs: int,
     ) -> list[Trial]:
         """Add what the activations of the op cost; if they are open, try 8 bits as well."""
-        trial = replace(trial, time=relative_time(spec, weight.shape[1]))
         is_open = self._recipe.activation_bits == "auto" and spec.activation_bits == 16
         if not is_open or judge is None or judge.second_moment is None:
             return [trial]
         few = replace(spec, activation_bits=8)
         candidate = Candidate(f"{trial.candidate.name} a8", {**trial.candidate.rule, "activation_bits": 8})
         error = trial.error + _activation_error(weight, judge, rotated=bool(spec.rotation))
-        return [Trial(candidate, trial.nbytes, error, relative_time(few, weight.shape[1])), trial]
+        time = relative_time(few, weight.shape[1], outputs)
+        return [Trial(candidate, trial.nbytes, error, time), trial]
 
     def _fitted(
         self, linear: Linear, weight: np.ndarray, spec: LayerSpec, judge: LayerStatistics | None

@@ -124,7 +124,9 @@ def _point(layers: Sequence[Sequence[Option]], chosen: Sequence[int]) -> Point:
 
 
 def uniform(layers: Sequence[Sequence[Option]]) -> list[Point]:
-    """Return the choices of one option, by name, for all layers.
+    """Return the choices of one option, by name, for all layers, from the dearest to the cheapest.
+
+    None is there that a cheaper one is as exact as.
 
     >>> layers = [[Option("a", 1, 9.0), Option("b", 3, 1.0)], [Option("b", 5, 0.0)]]
     >>> [point.options for point in uniform(layers)]
@@ -132,7 +134,15 @@ def uniform(layers: Sequence[Sequence[Option]]) -> list[Point]:
     """
     places = [{option.name: index for index, option in enumerate(options)} for options in layers]
     names = [name for name in (places[0] if places else ()) if all(name in known for known in places)]
-    return [_point(layers, [known[name] for known in places]) for name in names]
+    found: list[Point] = []
+    for point in sorted((_point(layers, [known[name] for known in places]) for name in names), key=_first):
+        if not found or point.loss < found[-1].loss:
+            found.append(point)
+    return found[::-1]
+
+
+def _first(point: Point) -> tuple[float, float]:
+    return point.price, point.loss
 
 
 def within(layers: Sequence[Sequence[Option]], budget: int) -> Point | None:

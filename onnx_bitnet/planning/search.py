@@ -153,7 +153,7 @@ class Search:
 
         It needs no prediction, which may be wrong.
         """
-        for best in sorted(uniform(layers), key=lambda point: -point.price):
+        for best in uniform(layers):
             if best.price < _NEARLY * found.price:
                 if self._converted(best).missed:
                     break

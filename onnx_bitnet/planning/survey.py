@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -182,12 +183,16 @@ def _tried(
 ) -> list[Group]:
     """Try all candidates on all layers."""
     trials, found = Trials(recipe), []
+    outputs: Counter[str | None] = Counter()
+    for group in groups:
+        outputs[group.linear.x.name] += group.linear.weight.n
     for index, group in enumerate(groups):
         if progress is not None:
             progress(index, len(groups), f"trying {group.names[0]}")
         statistics = _of(known, group)
         judges = _of(judge, group) or statistics
-        tried = trials.of(group.linear, group.linear.weight.array(), statistics, judges)
+        readers = outputs[group.linear.x.name]
+        tried = trials.of(group.linear, group.linear.weight.array(), statistics, judges, readers)
         found.append(dataclasses.replace(group, trials=tuple(tried)))
     return found
 

@@ -71,7 +71,14 @@ def test_a_uniform_choice_is_one_that_all_layers_have():
     second = [Option("b", 4, 2.0, 1.0), Option("float", 8, 0.0, 2.0)]
     found = uniform([first, second])
     assert [(point.options, point.nbytes, point.loss, point.time) for point in found] == [
-        ((1, 0), 6, 3.0, 8.0),
         ((2, 1), 17, 0.0, 11.0),
+        ((1, 0), 6, 3.0, 8.0),
     ]
     assert uniform([]) == []
+
+
+def test_uniform_choices_become_cheaper_and_less_exact():
+    """A choice that a cheaper one makes needless would end the search if it missed a goal."""
+    layer = [Option("a", 1, 9.0), Option("b", 3, 4.0), Option("c", 2, 2.0), Option("d", 5, 1.0)]
+    points = uniform([layer, layer])
+    assert [layer[point.options[0]].name for point in points] == ["d", "c", "a"]

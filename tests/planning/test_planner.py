@@ -66,7 +66,7 @@ def test_a_size_is_kept_and_used(model, data, tmp_path, with_data):
     report = bn.convert(
         model, tmp_path / "in.bitnet.onnx", {"max_size": size}, data=data if with_data else None
     )
-    assert size - 4000 < report.output_bytes <= size
+    assert size - 5000 < report.output_bytes <= size  # another op would bring its body, of 4000
     assert (tmp_path / "in.bitnet.onnx").stat().st_size == report.output_bytes
     assert all(layer.converted for layer in report.layers)
 
@@ -150,13 +150,15 @@ def test_the_frontier_says_what_time_each_choice_takes(model, data):
     assert 0 < points[0].time < 0.5
 
 
-def test_what_the_planner_rotates_and_fits_is_its_own_choice(model, data):
-    layers = [
-        layer for layer in bn.plan(model, {"min_cosine": 0.985}, data=data).layers if not layer.lossless
-    ]
-    assert any(layer.rotation for layer in layers)
-    stock = bn.plan(model, {"min_cosine": 0.985, "target": "ort"}, data=data)
-    assert not any(layer.rotation for layer in stock.layers)
+def test_what_the_planner_rotates_is_its_own_choice(model, data, tmp_path):
+    """Weights of which few are large are rotated; normal ones, which are none the better for it, are not."""
+    generator = np.random.default_rng(1)
+    uneven = generator.standard_t(2, (2, K, K)).astype(np.float32)
+    source = chain(tmp_path / "in.onnx", {"a": uneven[0], "b": uneven[1]})
+    assert any(layer.rotation for layer in bn.plan(source, {"min_cosine": 0.995}, data=data).layers)
+    for path, target in ((model, "custom"), (source, "ort")):
+        plan = bn.plan(path, {"min_cosine": 0.995, "target": target}, data=data)
+        assert not any(layer.rotation for layer in plan.layers)
 
 
 @pytest.mark.parametrize("with_data", [False, True])
