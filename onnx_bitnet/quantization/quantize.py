@@ -46,6 +46,7 @@ def quantize(weight: np.ndarray, recipe: Recipe | Mapping[str, Any] | None = Non
         RecipeError: the recipe is wrong.
     """
     recipe = Recipe.parse(recipe)
+    weight = np.asarray(weight)
     check_weight(weight)
     exact = detect(weight)
     if exact is None and recipe.mode == "lossless":

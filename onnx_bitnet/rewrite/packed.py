@@ -77,6 +77,17 @@ class PackedNode:
             self.format, self.n, self.k, self.block_size, weight, scale, zero_point, lossless=True
         )
 
+    def dequantize(self) -> np.ndarray:
+        """Return the weight float32 (N, K) that the op stands for.
+
+        Raises:
+            ModelError: it holds bytes that stand for no codes, or blocks that only the kernels can decode.
+        """
+        try:
+            return self.quantized().dequantize()
+        except ValueError as error:
+            raise ModelError(f"packed node {self.layer!r}: {error}; {_WAY_OUT}") from None
+
     def decoder(self) -> Callable[[slice], np.ndarray]:
         """Return what decodes rows of the weight to float32 (rows, K), by the NumPy reference.
 

@@ -168,14 +168,14 @@ def restore(model: ir.Model, activation_bits: int | None) -> Iterator[tuple[Pack
     spelled in standard ops, and its functions are gone.
 
     Raises:
-        ModelError: a packed op is malformed.
+        ModelError: a packed op is malformed, or holds bytes that stand for no codes.
     """
     shared = Shared.of(model)
     done: dict[tuple[ir.Value | None, ...], Plain] = {}
     for packed in list(packed_nodes(model)):
         linear = _linear(packed)
         key = tuple(packed.node.inputs[1:4])
-        plain = done.get(key) or Plain.of(packed.quantized().dequantize(), linear)
+        plain = done.get(key) or Plain.of(packed.dequantize(), linear)
         done[key] = plain
         step = packed.node.attributes.get_float("activation_scale", 0.0)
         bits = activation_bits or (packed.activation_bits if step or packed.activation_bits == 8 else 32)

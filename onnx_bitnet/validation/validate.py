@@ -102,13 +102,16 @@ def validate(
         batches += 1
     if progress:
         progress(batches, batches, "done")
+    compared = comparison.outputs()
+    if compared and not any(output.metrics.elements for output in compared):
+        raise DataError(f"{feeds.description}: all outputs are empty: nothing was compared; give rows")
     return Validation(
         reference=str(reference),
         got=str(got),
         data=feeds.description,
         random_data=feeds.random,
         batches=batches,
-        outputs=comparison.outputs(),
+        outputs=compared,
         layers=comparison.layers(),
         notes=notes,
         reference_bytes=left.nbytes,
@@ -239,7 +242,7 @@ class _Comparison:
                 continue
             # the result is there four times: of both models, and of the layer alone with both activations
             needed = sum(nbytes[shape_name(name)] for name in tap.inputs) + 4 * nbytes[shape_name(tap.y)]
-            if needed > free:
+            if needed > free or not groups:
                 groups.append([])
                 free = max(self._memory, needed)
             groups[-1].append((index, tap))

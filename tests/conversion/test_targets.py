@@ -12,6 +12,7 @@ from written import convert, ops, run
 
 import onnx_bitnet as bn
 from onnx_bitnet import reference
+from onnx_bitnet.errors import ModelError
 from onnx_bitnet.quantization import nbits
 from onnx_bitnet.report import Reason
 
@@ -195,6 +196,17 @@ def test_tied_weights_are_stored_once(tmp_path):
         assert [layer.shared_with for layer in report.layers] == [None, "layer.a"]
         names = [tensor.name for tensor in onnx.load(tmp_path / f"{target}.onnx").graph.initializer]
         assert sum(name.startswith("a.") for name in names) == count
+
+
+def test_damaged_codes_are_not_restored(mixed, tmp_path):
+    bn.convert(mixed, tmp_path / "packed.onnx", {"format": "t5"})
+    model = onnx.load(tmp_path / "packed.onnx")
+    weight = next(tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.UINT8)
+    weight.raw_data = b"\xff" + weight.raw_data[1:]
+    onnx.save(model, tmp_path / "packed.onnx")
+    with pytest.raises(ModelError, match=r"packed node 'layer.a': weight: a byte is above 242"):
+        bn.convert(tmp_path / "packed.onnx", tmp_path / "float.onnx", {"target": "float"})
+    assert not (tmp_path / "float.onnx").exists()
 
 
 def test_nothing_to_restore_is_said(mixed, tmp_path):

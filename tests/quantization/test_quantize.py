@@ -579,6 +579,8 @@ def test_nan_and_infinity_are_counted_and_located(transposed):
     ("weight", "message"),
     [
         (np.ones(4, np.float32), r"weight of shape \(4,\) is not a matrix"),
+        (None, r"weight of shape \(\) is not a matrix"),
+        ([[1.0, 2.0]], "weight of type float64 cannot be packed; use float32"),
         (np.ones((2, 2, 2), np.float32), "is not a matrix"),
         (
             np.ones((2, 2), np.float64),

@@ -539,6 +539,7 @@ def test_data_that_does_not_fit(pair):
         "data, batch 0: the model has no input 'z'"
     )
     assert "no batches" in fails(DataError, *pair, iter([]))
+    assert "nothing was compared" in fails(DataError, *pair, [{"x": np.zeros((0, K), np.float32)}])
     assert "no such file" in fails(DataError, *pair, "nowhere.npz")
 
 
