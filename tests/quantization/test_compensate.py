@@ -174,6 +174,17 @@ def test_inputs_that_are_always_zero_and_zero_weights_are_no_trouble():
         assert not got[3].any()
 
 
+def test_inputs_that_hardly_vary_about_large_means_are_no_trouble():
+    """What is left of their moments are the rounding errors of float32 sums, and no positive matrix."""
+    noise = np.random.default_rng(0).standard_normal((600, 64), np.float32)
+    x = np.linspace(1, 3, 64, dtype=np.float32) + 1e-4 * noise
+    second = (x.T @ x).astype(np.float32)
+    mean = x.mean(0, dtype=np.float64)
+    assert np.linalg.eigvalsh(second - len(x) * np.outer(mean, mean))[0] < 0
+    problem = Problem.of(np.ones((2, 64), np.float32), Moments(len(x), second, None, mean, mean))
+    assert np.isfinite(problem.feedback).all()
+
+
 def test_the_target_makes_good_what_the_inputs_lost():
     """The inputs of the converted model are off; the outputs should be those of the float model."""
     f, w = inputs(), weight()
