@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import uuid
@@ -59,7 +60,8 @@ def read(path: str | Path) -> ModelFile:
     path = Path(path)
     try:
         proto = onnx.load(path, load_external_data=False)
-        model = ir.from_proto(proto)
+        with _muted("onnx_ir.serde"):
+            model = ir.from_proto(proto)
     except OSError as error:
         raise ModelError(f"{path}: cannot read the model: {one_line(error)}") from None
     except (DecodeError, ValueError, TypeError, KeyError, NotImplementedError, SerdeError) as error:
@@ -68,11 +70,36 @@ def read(path: str | Path) -> ModelFile:
     _refuse_what_would_be_lost(path, proto)
     if model.ir_version == 0 or not model.opset_imports:
         raise ModelError(f"{path}: not an ONNX model: it has no IR version or no opset; export it again")
+    _refuse_ghosts(path, model)
     _sort(path, model)
     external = tuple(external_tensors(model))
     data_files = frozenset(_check_external(path, tensor) for tensor in external)
     nbytes = sum(file.stat().st_size for file in {path, *data_files})
     return ModelFile(path, model, data_files, nbytes, external)
+
+
+@contextmanager
+def _muted(name: str) -> Iterator[None]:
+    """Keep the warnings of a library to itself, where an error tells the same."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _refuse_ghosts(path: Path, model: ir.Model) -> None:
+    """Raise ModelError if a node reads a value that is nowhere."""
+    for root in (model.graph, *(function.graph for function in model.functions.values())):
+        for node in root.all_nodes():
+            for value in filter(None, node.inputs):
+                if not (value.producer() or value.is_graph_input() or value.is_initializer()):
+                    reader = node.name or node.outputs[0].name
+                    raise ModelError(
+                        f"{path}: node {reader!r} reads {value.name!r}, which nothing makes; export it again"
+                    )
 
 
 def _sort(path: Path, model: ir.Model) -> None:

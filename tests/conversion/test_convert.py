@@ -367,11 +367,20 @@ def test_a_model_that_onnxruntime_runs_but_the_checker_refuses(mixed, tmp_path, 
 def test_a_model_without_shapes_is_checked_for_all_else(mixed, tmp_path):
     model = onnx.load(mixed)
     model.graph.output[0].type.tensor_type.ClearField("shape")
-    model.graph.node.append(onnx.helper.make_node("Relu", ["nothing"], ["more"]))
+    model.graph.node.append(onnx.helper.make_node("Relu", ["x"], ["more"], nothing=1))
     onnx.save(model, mixed)
-    with pytest.raises(OutputError, match=r"verification failed: Nodes in a graph must be topol.*'nothing'"):
+    with pytest.raises(OutputError, match=r"verification failed: .*Unrecognized attribute: nothing"):
         bn.convert(mixed, tmp_path / "out.onnx")
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_a_value_that_nothing_makes_is_one_error(mixed, tmp_path, caplog):
+    model = onnx.load(mixed)
+    model.graph.node[1].input[0] = "ghost"
+    onnx.save(model, mixed)
+    with pytest.raises(ModelError, match=r"node 'layer.b' reads 'ghost', which nothing makes"):
+        bn.convert(mixed, tmp_path / "out.onnx")
+    assert not caplog.records
 
 
 def test_nodes_that_feed_each_other_are_one_error(mixed, tmp_path):
