@@ -94,7 +94,8 @@ class Problem:
         h = moments.second - moments.rows * np.outer(moments.mean, moments.mean)
         k = h.shape[0]
         share = _DAMPING if diagonal else max(_DAMPING, k / max(moments.rows, 1))
-        rounding = 4 * float(np.finfo(np.float32).eps * np.trace(moments.second))  # what float32 sums are off
+        # what float32 sums are off; of inputs that hardly vary about their means, they leave little else
+        rounding = 4 * float(np.finfo(np.float32).eps) * float(np.trace(moments.second, dtype=np.float64))
         damping = max(share * (float(np.trace(h)) / k), rounding) or 1.0
         target = weight
         if diagonal:
