@@ -65,6 +65,16 @@ def test_verbose_shows_every_layer(model):
     assert "layer.b" in run("convert", model, "--force", "-v").stdout
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_results_that_find_no_room_are_one_error(model, options):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "onnx_bitnet", "plan", str(model), *options]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: cannot write the results: No space left on device\n")
+
+
 def test_version():
     assert run("--version").stdout == f"{version('onnx-bitnet')}\n"
 

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from onnx_bitnet import tables
 from onnx_bitnet.calibration.calibrate import Calibration, is_calibration
-from onnx_bitnet.errors import BitNetError, RecipeError
+from onnx_bitnet.errors import BitNetError, OutputError, RecipeError
 from onnx_bitnet.validation.validate import Metric, load_metric
 
 FAILURE, GATE_FAILED = 1, 3
@@ -48,7 +48,18 @@ MetricOption = Annotated[
 
 
 def show(what: dict[str, Any] | tables.Output) -> None:
-    """Print a document, or what people read."""
+    """Print a document, or what people read; where there is no room for it, that is an error in one line."""
+    with errors():
+        try:
+            _print(what)
+            out.file.flush()
+        except BrokenPipeError:
+            raise  # its reader has seen enough
+        except OSError as error:
+            raise OutputError(f"cannot write the results: {error.strerror}") from None
+
+
+def _print(what: dict[str, Any] | tables.Output) -> None:
     if isinstance(what, dict):
         out.file.write(json.dumps(what, indent=2, allow_nan=False) + "\n")
         return
