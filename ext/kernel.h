@@ -28,14 +28,6 @@ typedef struct {
 } bn_dot_args;
 typedef void bn_dot_fn(const bn_dot_args *a);
 
-/* expand: a super-panel of t5 with one group becomes one of i2s. */
-typedef struct {
-    const uint8_t *from; /* (bn_t5_vectors(steps), panels, 64) */
-    uint8_t *to;         /* (steps, panels, 64) */
-    size_t panels, steps;
-} bn_expand_args;
-typedef void bn_expand_fn(const bn_expand_args *a);
-
 /* tiles: takes the thread's tile registers (AMX), which others on it use, too, before calls of dot,
  * and gives them back as they were afterwards; nothing where dot needs none. */
 typedef struct {

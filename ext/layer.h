@@ -24,9 +24,7 @@ struct bn_matmul {
     const float *bias;       /* (super-panels, 64) */
     bn_shared *held[BN_TABLES]; /* what these point into */
     size_t pace; /* rows that dot multiplies in the time of one with AVX512-VNNI */
-    bn_dot_fn *dot;          /* for panels as they are */
-    bn_expand_fn *expand;    /* makes i2s of those of t5; NULL where they are not t5 */
-    bn_dot_fn *dot_expanded; /* for these */
+    bn_dot_fn *dot;
     bn_tiles_fn *tiles;
     bn_dotf_fn *dotf;
     bn_actq_fn *actq;

@@ -238,9 +238,7 @@ static void squeeze(bn_matmul *layer, uint32_t isas)
     }
     bn_shared_cut(panels, bn_squeeze_panels(bn_shared_bytes(panels), layer->n, g));
     layer->column = bn_t5_vectors(g->padded / BN_STEP) * BN_VECTOR;
-    layer->dot_expanded = layer->dot;
     layer->dot = (bn_dot_fn *)find("dot", "t5", isas);
-    layer->expand = (bn_expand_fn *)find("expand", "t5", isas);
 }
 
 /* From here on nothing of the layer is written, and equal layers hold the same. */

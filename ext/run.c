@@ -12,10 +12,6 @@
 /* Rows of activations handled at once: their products fit the stack and the first-level cache. */
 enum { ROW_BLOCK = 32, ACC_BLOCKS = 128 };
 
-/* Rows of int8 up to which the kernel of t5, which decodes for every four, takes less time than to expand
- * the super-panel first. */
-enum { FEW_ROWS = 8 };
-
 /* One call of bn_matmul_run: the rows as the kernels want them, and how the work is split. */
 typedef struct {
     const bn_matmul *layer;
@@ -97,7 +93,6 @@ static void prepare(void *arg, size_t index)
 /* What multiply() is about to add to y (rows, 64): some groups of one plane of one super-panel. */
 typedef struct {
     size_t super, plane, row, rows, group, groups;
-    const uint8_t *expanded; /* the super-panel as i2s, where the layer's is not; or NULL */
 } block;
 
 /* Where a block's data is. */
@@ -156,8 +151,8 @@ static void add_integer(const call *c, const block *b, float *y)
     for (size_t i = 0; i < b->rows; i++) {
         ones[i] = 1.0f;
     }
-    (b->expanded ? layer->dot_expanded : layer->dot)(&(bn_dot_args){
-        .panel = b->expanded ? b->expanded : p.panel,
+    layer->dot(&(bn_dot_args){
+        .panel = p.panel,
         .q = c->q + b->row * layer->parts * g->padded + p.column,
         .acc = acc,
         .q_stride = g->padded,
@@ -300,30 +295,6 @@ static size_t block_rows(size_t left)
     return left < ROW_BLOCK ? left : ROW_BLOCK;
 }
 
-/* Whether a super-panel of t5 becomes one of i2s for this many rows, if there is memory for it. */
-static int expands(const bn_matmul *layer, size_t rows)
-{
-    return layer->expand && rows * layer->parts > FEW_ROWS;
-}
-
-static size_t expanded_bytes(const bn_matmul *layer)
-{
-    return layer->groups.padded / BN_STEP * (BN_SUPER / BN_PANEL) * BN_VECTOR + BN_VECTOR;
-}
-
-static const uint8_t *expand(const bn_matmul *layer, size_t super, uint8_t *memory)
-{
-    uint8_t *to = memory + BN_VECTOR - (uintptr_t)memory % BN_VECTOR;
-
-    layer->expand(&(bn_expand_args){
-        .from = super_panel(layer, 0, super),
-        .to = to,
-        .panels = bn_super_width(layer->n, super),
-        .steps = layer->groups.padded / BN_STEP,
-    });
-    return to;
-}
-
 static void multiply(void *arg, size_t index)
 {
     const call *c = arg;
@@ -333,12 +304,10 @@ static void multiply(void *arg, size_t index)
     const size_t last_super = first_super + c->task_supers;
     const size_t end = first_row + c->task_rows < c->m ? first_row + c->task_rows : c->m;
     bn_tiles_args tiles = {.back = 0};
-    uint8_t *memory = expands(c->layer, end - first_row) ? malloc(expanded_bytes(c->layer)) : NULL;
     block b = {0};
 
     c->layer->tiles(&tiles);
     for (b.super = first_super; b.super < last_super && b.super < supers; b.super++) {
-        b.expanded = memory ? expand(c->layer, b.super, memory) : NULL;
         for (b.row = first_row; b.row < end; b.row += b.rows) {
             b.rows = block_rows(end - b.row);
             multiply_block(c, b);
@@ -346,7 +315,6 @@ static void multiply(void *arg, size_t index)
     }
     tiles.back = 1;
     c->layer->tiles(&tiles);
-    free(memory);
 }
 
 /* ---- splitting the work ---------------------------------------------------------------------- */
@@ -361,14 +329,13 @@ static size_t estimate_ns(const bn_matmul *layer, size_t rows)
 }
 
 enum { INLINE_NS = 20000, TASK_NS = 8000, ROW_TASK_NS = 25000, PREPARE_VALUES = 1 << 15 };
-enum { EXPANDING_NS = 8 * ROW_TASK_NS }; /* fewer tasks expand the same super-panel */
 
 static void split(call *c)
 {
     const bn_matmul *layer = c->layer;
     const size_t supers = bn_super_panels(layer->n);
     const size_t per_row = (estimate_ns(layer, ROW_BLOCK) + ROW_BLOCK - 1) / ROW_BLOCK;
-    const size_t most = (layer->expand ? EXPANDING_NS : ROW_TASK_NS) / per_row + 1;
+    const size_t most = ROW_TASK_NS / per_row + 1;
     const size_t rows = bn_round_up(most, ROW_BLOCK);
 
     c->task_rows = rows < c->m ? rows : c->m;

@@ -250,31 +250,13 @@ static int check_panel(bench *b, bn_any_fn *kernel, bn_any_fn *scalar)
     return same;
 }
 
-static int check_expand(bench *b, bn_any_fn *kernel, bn_any_fn *scalar)
-{
-    int same = 1;
-
-    for (size_t panels = 1; panels <= 4; panels++) {
-        for (int i = 0; i < 2; i++) {
-            ((bn_expand_fn *)(i ? scalar : kernel))(&(bn_expand_args){
-                .from = b->codes,
-                .to = (uint8_t *)b->out[i].acc,
-                .panels = panels,
-                .steps = STEPS,
-            });
-        }
-        same &= is_same(b);
-    }
-    return same;
-}
-
 static const struct {
     const char *op;
     int (*check)(bench *b, bn_any_fn *kernel, bn_any_fn *scalar);
 } checks[] = {
     {"dot", check_dot},     {"dotf", check_dotf},     {"actq", check_actq},
     {"scale", check_scale}, {"widen", check_widen},   {"narrow", check_narrow},
-    {"panel", check_panel}, {"hadamard", check_hadamard}, {"expand", check_expand},
+    {"panel", check_panel}, {"hadamard", check_hadamard},
 };
 
 /* ---- All of them ------------------------------------------------------------------------------- */

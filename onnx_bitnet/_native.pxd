@@ -194,11 +194,6 @@ cdef extern from "kernel.h" nogil:
         uint8_t *panel
         size_t row_stride, panels, steps
     ctypedef void bn_panel_fn(const bn_panel_args *)
-    ctypedef struct bn_expand_args:
-        const uint8_t *from_ "from"
-        uint8_t *to
-        size_t panels, steps
-    ctypedef void bn_expand_fn(const bn_expand_args *)
 
 cdef extern from "matmul.h" nogil:
     ctypedef struct bn_matmul:

@@ -313,26 +313,6 @@ def squeezed(panels, size_t n, size_t k, size_t block_size=0):
     return out[:nbytes].copy()
 
 
-def expand(const uint8_t[::1] panel, uint8_t[::1] out, *, size_t panels, isa):
-    """Run the kernel `expand t5` of one instruction set on one super-panel of one group.
-
-    Args:
-        panel: (vectors * panels * 64,) bytes of t5.
-        out: out (steps * panels * 64,) bytes of i2s.
-        panels: vectors side by side, 1 to 4.
-        isa: name of the kernel's instruction set.
-    """
-    _require(1 <= panels <= 4 and out.shape[0] % (panels * BN_VECTOR) == 0, "out must hold whole steps")
-    cdef size_t steps = out.shape[0] // (panels * BN_VECTOR)
-    needed = bn_t5_vectors(steps) * panels * BN_VECTOR
-    _require(steps > 0 and panel.shape[0] == needed, f"{steps} steps need {needed} bytes of t5")
-    cdef bn_expand_fn *fn = <bn_expand_fn *>_kernel("expand", "t5", isa)
-    cdef bn_expand_args args
-    args.from_, args.to, args.panels, args.steps = &panel[0], &out[0], panels, steps
-    with nogil:
-        fn(&args)
-
-
 def shared_totals():
     """Return how many pieces of memory the layers of this module hold, and their bytes, see ext/share.h."""
     cdef size_t pieces, nbytes

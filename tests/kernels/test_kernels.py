@@ -155,19 +155,6 @@ def test_dot_counts_each_input_once(kernel: Kernel, guarded: Guarded) -> None:
     assert np.array_equal(got, expected_dot(codes, q, 0))
 
 
-@every("expand")
-def test_expand_gives_the_panels_before(kernel: Kernel, guarded: Guarded) -> None:
-    rng = np.random.default_rng(0)
-    for k in EDGES:
-        for n in (16, 32, 48, 64):
-            codes = rng.integers(0, 3, (n, k), np.uint8)
-            panel, out = pack_panels("t5", codes, 0), pack_panels("i2s", codes, 0)
-            expected = out.copy()
-            out = guarded(np.full_like(out, 77))
-            _native.expand(guarded(panel), out, panels=n // 16, isa=kernel.isa)
-            assert np.array_equal(out, expected), (n, k)
-
-
 @every("dotf")
 def test_dotf_is_close_to_reference(kernel: Kernel, guarded: Guarded) -> None:
     rng = np.random.default_rng(0)
