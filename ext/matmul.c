@@ -224,8 +224,8 @@ static const char *fill(bn_matmul *layer, const bn_matmul_desc *d, const bn_merg
 }
 
 /* Five ternary codes in a byte, as they are in the file, where a kernel multiplies them as fast as memory
- * gives them.  AMX multiplies many rows so fast that to expand first would cost some 10 %; whether one
- * row gains as much there was never measured. */
+ * gives them.  AMX has none: its tiles are made from fields of 2 bits, and with many rows five in a byte would
+ * cost it some 10 % more work for each; whether one row gains as much there was never measured. */
 static void squeeze(bn_matmul *layer, uint32_t isas)
 {
     const bn_groups *g = &layer->groups;

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+from pathlib import Path
 
 import onnx_bitnet as bn
+from onnx_bitnet import _native
 
 NAMES = {
     "BitNetError", "Calibration", "Kernel", "Quantized", "Recipe", "Report", "Rule", "Validation", "Weights",
@@ -30,3 +33,12 @@ def test_importing_the_package_does_not_start_a_runtime():
 
     code = "import sys, onnx_bitnet; assert 'onnxruntime' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_stub_of_the_extension_names_what_is_there() -> None:
+    stub = ast.parse(Path(bn.__file__).with_name("_native.pyi").read_text(encoding="utf-8"))
+    stated = {node.name for node in stub.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    there = {
+        name for name, value in vars(_native).items() if getattr(value, "__module__", "") == _native.__name__
+    }
+    assert stated == {name for name in there if not name.startswith("_")}
