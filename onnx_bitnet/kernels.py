@@ -45,6 +45,16 @@ def check_environment() -> None:
         ) from None
 
 
+def strongest() -> str:
+    """Return the strongest instruction set in use here, under the present ONNX_BITNET_ISA.
+
+    Raises:
+        RecipeError: as `check_environment`.
+    """
+    check_environment()
+    return str(_native.allowed_isas()[-1])
+
+
 def kernels() -> list[Kernel]:
     """Return every kernel of this build, in the order of ext/kernels.inc.
 

@@ -20,6 +20,9 @@ RECIPE_OPTIONS: dict[str, Any] = {
     "recipe": Annotated[Path | None, typer.Option("--recipe", help=".toml or .json; the options below win")],
     "mode": Annotated[str | None, typer.Option(help="auto, lossless or ternary")],
     "format": Annotated[str | None, typer.Option(help="auto, i2s, tl1, tl2 or t5")],
+    "target_cpu": Annotated[
+        str | None, typer.Option(help="for format auto: any, native, or an instruction set of `kernels`")
+    ],
     "layout": Annotated[str | None, typer.Option(help="canonical, or panel: read in place, for low memory")],
     "granularity": Annotated[str | None, typer.Option(help="auto, tensor, channel, block:B or block:RxB")],
     "scale_type": Annotated[str | None, typer.Option(help="auto, float32, float16 or bfloat16")],

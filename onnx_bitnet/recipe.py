@@ -14,6 +14,7 @@ from typing import Any
 from onnx_bitnet import recipe_file
 from onnx_bitnet.errors import RecipeError
 from onnx_bitnet.granularity import block_size
+from onnx_bitnet.kernels import strongest
 from onnx_bitnet.recipe_values import (
     check_one_of,
     check_type,
@@ -27,6 +28,11 @@ from onnx_bitnet.recipe_values import (
 MODES = ("auto", "lossless", "ternary")
 FORMATS = ("auto", "i2s", "tl1", "tl2", "t5")
 _TERNARY_FORMATS = FORMATS[2:]
+# The instruction sets of ext/isa.inc, for those who convert on one machine and run on another.
+TARGET_CPUS = (
+    *("any", "native", "scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512vbmi", "amx"),
+    *("neon", "dotprod", "i8mm"),
+)
 LAYOUTS = ("canonical", "panel")
 ROUNDINGS = ("auto", "absmean", "twn", "mse", "weighted", "gptq")
 MEASURED_ROUNDINGS = ROUNDINGS[4:]
@@ -162,9 +168,11 @@ class Recipe:
         mode: `auto` converts exactly ternary layers and keeps the others (the report says so);
             `lossless` does the same and nothing else, whatever later versions of `auto` do;
             `ternary` converts every layer, whatever it costs.
-        format: canonical weight format in the file. `i2s` (`auto`) loads fastest; `tl2` and `t5` are smaller,
-            `tl1` is not, and the three hold ternary codes only. Results are the same; `t5` stays denser in
-            memory on some CPUs, which is faster for single rows of large weights, and slower for others.
+        format: canonical weight format in the file. `i2s` loads fastest; `tl2` and `t5` are smaller, `tl1` is
+            not, and the three hold ternary codes only. Results are the same. `auto` is i2s, but t5 for layers
+            that run better so on the target_cpu, see quantization/format_choice.py.
+        target_cpu: the strongest instruction set of the CPU that will run the model, `any` where that is
+            open, or `native` for this one's, which the recipe then names. The file runs everywhere.
         layout: `panel` stores i2s codes in the order in which kernels read them, which they then do where the
             file is mapped: a session starts at once and keeps no copy, but runs slower from small pages.
         granularity: what shares a scale: `tensor`, `channel`, `block:128`, or `auto`; in `block:2x16` two
@@ -213,6 +221,7 @@ class Recipe:
 
     mode: str = "auto"
     format: str = "auto"
+    target_cpu: str = "any"
     layout: str = "canonical"
     granularity: str = "auto"
     scale_type: str = "auto"
@@ -244,6 +253,9 @@ class Recipe:
         check_layer_fields(dataclasses.asdict(self))
         check_one_of("target", self.target, TARGETS)
         check_one_of("layout", self.layout, LAYOUTS)
+        check_one_of("target_cpu", self.target_cpu, TARGET_CPUS)
+        if self.target_cpu == "native":
+            object.__setattr__(self, "target_cpu", strongest())
         formats = {self.format, *(rule.overrides.get("format") for rule in self.rules)}
         if self.layout == "panel" and formats & set(_TERNARY_FORMATS):
             raise RecipeError("layout 'panel' holds i2s codes only; leave it out, or use format 'i2s'")

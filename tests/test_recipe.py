@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
 from onnx_bitnet import recipe_file
 from onnx_bitnet.errors import RecipeError
 from onnx_bitnet.granularity import block_rows, block_size
-from onnx_bitnet.recipe import Recipe, Rule
+from onnx_bitnet.kernels import strongest
+from onnx_bitnet.recipe import TARGET_CPUS, Recipe, Rule
 
 
 def test_defaults_are_those_of_the_design():
@@ -23,6 +26,16 @@ def test_to_dict_and_parse_are_inverse():
         rules=[{"match": "*head*", "keep": True}, Rule("re:^enc", overrides={"planes": 2})],
     )
     assert Recipe.parse(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+def test_a_target_cpu_is_an_instruction_set(monkeypatch):
+    isas = Path(__file__).parents[1] / "ext" / "isa.inc"
+    if isas.exists():
+        names = re.findall(r"^BN_ISA\((\w+)", isas.read_text(), re.MULTILINE)
+        assert list(TARGET_CPUS) == ["any", "native", *names]
+    assert Recipe(target_cpu="native").target_cpu == strongest()
+    monkeypatch.setenv("ONNX_BITNET_ISA", "scalar")
+    assert Recipe.parse({"target_cpu": "native"}).to_dict()["target_cpu"] == "scalar"
 
 
 @pytest.mark.parametrize(
@@ -118,6 +131,7 @@ def test_a_recipe_is_written_as_its_file_is_read(tmp_path, name):
         ({"rules": [("re:(", "keep")]}, "not a regular expression"),
         ({"rules": ["head"]}, "cannot read the rule 'head'"),
         ({"mode": "lossless", "rules": [("*", "int4")]}, "mode 'lossless' changes no value"),
+        ({"target_cpu": "zen5"}, "target_cpu = 'zen5' is not known; use one of any, native, scalar, avx2"),
         ({"taget": "ort"}, "unknown recipe key 'taget' .did you mean 'target'"),
         ({"target": "web"}, "target = 'web' is not known"),
         ({"activation_bits": 8.0}, "activation_bits = 8.0 is not known"),

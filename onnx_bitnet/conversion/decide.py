@@ -15,6 +15,7 @@ from onnx_bitnet.conversion.nearly import nearly
 from onnx_bitnet.errors import RecipeError
 from onnx_bitnet.granularity import block_rows
 from onnx_bitnet.quantization.detect import check_weight, detect
+from onnx_bitnet.quantization.format_choice import with_format
 from onnx_bitnet.quantization.spec import LayerSpec
 from onnx_bitnet.recipe import FLOAT_ACTIONS, MEASURED_ROUNDINGS, Recipe, Rule
 from onnx_bitnet.report import Reason
@@ -127,7 +128,7 @@ def decide(
         return Keep(Reason.WEIGHT_TOO_WIDE, f"{length} inputs share a scale, {MAX_GROUP} may")
     if recipe.target == "ort" and spec.exact is None and spec.planes > 1 and not spec.integer_bits:
         return Keep(Reason.NO_STOCK_OP, f"{spec.planes} planes")
-    return _with_step(spec, recipe, statistics)
+    return _with_step(with_format(spec, linear.weight.n, linear.weight.k, recipe), recipe, statistics)
 
 
 def _with_step(
@@ -145,7 +146,7 @@ def _with_step(
 def _as_floats(action: str, linear: Linear, recipe: Recipe) -> LayerSpec | Keep:
     """Take floats of 8 or 4 bits; whatever the target, MatMul and activations are those of a simulation."""
     spec = LayerSpec.from_recipe(recipe.replace(target="simulate"))
-    spec = replace(_with_activations(spec, linear, recipe), float_type=action, format_reason="")
+    spec = replace(_with_activations(spec, linear, recipe), float_type=action)
     have = opset_version(linear.root)
     need = _BLOCKS_SINCE if spec.settled_granularity.startswith("block") else _FLOAT8_SINCE
     if recipe.target == "ort" and have < need:
@@ -198,8 +199,7 @@ def _nearly_ternary(spec: LayerSpec, weight: np.ndarray) -> LayerSpec:
     exact = nearly(weight)
     if exact is None:
         return spec
-    why = f"{spec.format_reason}; " * bool(spec.format_reason) + "the weight is ternary up to rounding"
-    return replace(spec, exact=exact, format_reason=why)
+    return replace(spec, exact=exact, format_reason="the weight is ternary up to rounding")
 
 
 def _with_activations(spec: LayerSpec, linear: Linear, recipe: Recipe) -> LayerSpec:

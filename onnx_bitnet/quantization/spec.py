@@ -10,7 +10,6 @@ from onnx_bitnet.quantization.detect import Exact
 from onnx_bitnet.recipe import MEASURED_ROUNDINGS, Recipe
 from onnx_bitnet.recipe_values import rotation_size
 
-_WHY_I2S = "i2s loads fastest; tl2 and t5 make smaller files, and single rows from DRAM are faster in t5"
 _AUTO_ACTIVATION_BITS = {"custom": 16, "ort": 8, "simulate": 32, "float": 32}
 _DEFAULT_GRANULARITY = {0: "block:128", 4: "block:32", 8: "channel"}  # by integer_bits
 
@@ -36,7 +35,7 @@ class LayerSpec:
         float_type: `fp8e4m3`, `fp8e5m2` or `fp4e2m1` for such floats in place of codes, see floats.py.
         scale_type: `auto`, `float32`, `float16` or `bfloat16`, see recipe.Recipe.
         exact: what `detect` found; then the fields from granularity to levels and integer_bits do nothing.
-        format_reason: why this format, where the recipe did not name it.
+        format_reason: why this format, where the recipe did not name it, and what else was settled for it.
     """
 
     format: str = "i2s"
@@ -73,7 +72,6 @@ class LayerSpec:
             rotation=rotation_size(recipe.rotation),
             offset=recipe.offset,
             scale_type=recipe.scale_type,
-            format_reason=_WHY_I2S if recipe.format == "auto" else "",
         )
 
     @property

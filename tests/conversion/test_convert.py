@@ -146,6 +146,27 @@ def test_auto_says_why_it_takes_i2s(mixed):
     assert all(layer.detail.startswith("i2s loads fastest") for layer in report.converted)
 
 
+@pytest.mark.parametrize(
+    ("wanted", "format", "why"),
+    [
+        ({"target_cpu": "avx512vbmi"}, "t5", "t5 takes a fifth less memory"),
+        ({"target_cpu": "amx"}, "i2s", "i2s loads fastest"),
+        ({}, "i2s", "i2s loads fastest"),
+        ({"target_cpu": "avx512vbmi", "fuse": True}, "i2s", "layout panel and fused layers are i2s"),
+        ({"target_cpu": "avx512vbmi", "layout": "panel"}, "i2s", "layout panel and fused layers are i2s"),
+        ({"target_cpu": "avx512vbmi", "activation_bits": 32}, "i2s", "i2s: t5 is fast with one plane"),
+        ({"target_cpu": "avx512vbmi", "format": "tl2"}, "tl2", ""),
+        ({"target_cpu": "avx512vbmi", "target": "ort"}, "nbits2", ""),
+    ],
+)
+def test_auto_takes_the_format_that_suits_the_cpu_and_the_shape(tmp_path, wanted, format, why):
+    model = chain(tmp_path / "m.onnx", {"large": ternary(2048, 2048), "small": ternary(64, 2048)})
+    large, small = bn.convert(model, tmp_path / "out.onnx", wanted).layers
+    assert large.format == format
+    assert large.detail.startswith(why)
+    assert small.format == ("i2s" if format == "t5" else format)
+
+
 def test_a_rule_cannot_put_four_levels_into_a_ternary_format(mixed, tmp_path):
     recipe = {"mode": "ternary", "levels": 4, "rules": [("*.b", {"format": "t5"})]}
     with pytest.raises(RecipeError, match="format 't5' holds three levels"):
