@@ -90,13 +90,14 @@ def _muted(name: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _roots(model: ir.Model) -> tuple[ir.Graph, ...]:
+def roots(model: ir.Model) -> tuple[ir.Graph, ...]:
+    """Return the graphs that no other graph holds: the main one and the bodies of functions."""
     return (model.graph, *(function.graph for function in model.functions.values()))
 
 
 def _refuse_ghosts(path: Path, model: ir.Model) -> None:
     """Raise ModelError if a node reads a value that is nowhere."""
-    for root in _roots(model):
+    for root in roots(model):
         for node in root.all_nodes():
             for value in filter(None, node.inputs):
                 if not (value.producer() or value.is_graph_input() or value.is_initializer()):
@@ -109,7 +110,7 @@ def _refuse_ghosts(path: Path, model: ir.Model) -> None:
 def _sort(path: Path, model: ir.Model) -> None:
     """Put nodes in the order that ONNX asks for and onnxruntime does without; there, nothing changes."""
     try:
-        for graph in _roots(model):
+        for graph in roots(model):
             graph.sort()
     except ValueError:
         raise ModelError(f"{path}: nodes of its graph feed each other in a cycle; export it again") from None

@@ -24,6 +24,7 @@ from onnx_bitnet.validation.validation import Validation
 Output = list[str | Table]
 
 _FRONTIER_ROWS = 12
+_LONGEST_VALUE = 1000  # characters of metadata
 
 
 def report(report: Report, *, verbose: bool) -> Output:
@@ -133,8 +134,14 @@ def inspection(found: Inspection) -> Output:
     if found.float_layers:
         weights = sum(n * k for _, n, k in found.float_layers)
         lines.append(f"float linear layers: {len(found.float_layers)} with {weights:,} weights")
-    lines += [f"{key}: {value}" for key, value in sorted(found.metadata.items())]
+    lines += [f"{key}: {_shortened(value)}" for key, value in sorted(found.metadata.items())]
     return [*lines, table] if found.packed else [*lines]
+
+
+def _shortened(text: str) -> str:
+    """Cut off what no line holds, such as recipes with a rule for each layer."""
+    left = len(text) - _LONGEST_VALUE
+    return text if left <= 0 else f"{text[:_LONGEST_VALUE]} ... ({left} characters more with --json)"
 
 
 def validation(result: Validation) -> Output:

@@ -8,6 +8,7 @@ import pytest
 from chains import K, chain, ordinary, ternary
 
 import onnx_bitnet as bn
+from onnx_bitnet import tables
 from onnx_bitnet.errors import ModelError
 from onnx_bitnet.inspection import inspect
 
@@ -31,6 +32,16 @@ def test_packed_and_float_layers_are_described(packed):
     assert found.opsets == {"": 18, "onnx_bitnet": 1}
     assert found.producer == "test"
     assert found.nbytes == packed.stat().st_size
+
+
+def test_a_recipe_of_many_rules_is_cut_off_in_the_terminal(tmp_path):
+    source = chain(tmp_path / "in.onnx", {"a": ternary(32)})
+    rules = [{"match": f"re:layer.*{'x?' * i}", "keep": False} for i in range(40)]
+    bn.convert(source, tmp_path / "out.onnx", {"rules": rules})
+    shown = tables.inspection(inspect(tmp_path / "out.onnx"))
+    line = next(line for line in shown if str(line).startswith("onnx_bitnet.recipe: "))
+    assert len(line) < 1100
+    assert line.endswith("characters more with --json)")
 
 
 def corrupt(model: onnx.ModelProto, what: str) -> None:

@@ -19,6 +19,7 @@ from onnx_bitnet.granularity import block_rows, stored_block_size
 from onnx_bitnet.quantization import grids, scales
 from onnx_bitnet.quantization.compensate import Moments, Problem, fit
 from onnx_bitnet.quantization.detect import Exact, check_weight, detect
+from onnx_bitnet.quantization.format_choice import with_format
 from onnx_bitnet.quantization.quantized import Quantized, spread
 from onnx_bitnet.quantization.spec import LayerSpec
 from onnx_bitnet.recipe import Recipe
@@ -52,6 +53,7 @@ def quantize(weight: np.ndarray, recipe: Recipe | Mapping[str, Any] | None = Non
     if exact is None and recipe.mode == "lossless":
         raise ModelError("weight: not ternary, and mode 'lossless' packs nothing else; use mode 'ternary'")
     spec = dataclasses.replace(LayerSpec.from_recipe(recipe), exact=exact)
+    spec = with_format(spec, weight.shape[0], weight.shape[1], recipe)
     if spec.measured or spec.needs_data:
         raise RecipeError(
             "gptq, weighted, levels = 9 and offset need calibration data; use convert with data"

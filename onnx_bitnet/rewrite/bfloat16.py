@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
+from onnx_bitnet import files
 from onnx_bitnet.rewrite.constants import stored_tensor
 from onnx_bitnet.rewrite.functions import DOMAIN
 from onnx_bitnet.rewrite.origins import Facts, subgraphs, survey
@@ -39,7 +40,7 @@ def _has_bfloat16(model: ir.Model) -> bool:
     values = [*model.graph.inputs, *model.graph.initializers.values()]
     return any(value.dtype == _FROM for value in values) or any(
         _names_type(node) or any(output.dtype == _FROM for output in node.outputs)
-        for root in (model.graph, *(function.graph for function in model.functions.values()))
+        for root in files.roots(model)
         for node in root.all_nodes()
     )
 
