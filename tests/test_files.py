@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -69,16 +70,73 @@ def test_a_cut_off_model_is_refused(tmp_path):
         files.read(tmp_path / "cut.onnx")
 
 
-@pytest.mark.parametrize("what", ["training information", "sparse initializers"])
-def test_what_would_be_lost_is_refused(tmp_path, what):
+def sparse_model() -> onnx.ModelProto:
+    """A model with a sparse initializer in a branch in a function."""
+    branch = onnx.helper.make_graph([], "branch", [], [onnx.ValueInfoProto(name="s")])
+    branch.sparse_initializer.add().values.name = "s"
+    node = onnx.helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
     proto = ir.to_proto(linear_model())
-    if what == "training information":
-        proto.training_info.add()
-    else:
-        proto.graph.sparse_initializer.add().values.name = "s"
+    proto.functions.append(
+        onnx.helper.make_function("f", "f", ["c"], ["y"], [node], [onnx.helper.make_opsetid("", 18)])
+    )
+    return proto
+
+
+def changed(change: Callable[[onnx.ModelProto], object]) -> onnx.ModelProto:
+    proto = ir.to_proto(linear_model())
+    change(proto)
+    return proto
+
+
+def sparse_constant(proto: onnx.ModelProto) -> None:
+    values, indices = (onnx.numpy_helper.from_array(np.ones(1, dtype)) for dtype in (np.float32, np.int64))
+    tensor = onnx.helper.make_sparse_tensor(values, indices, [4])
+    proto.graph.node.append(onnx.helper.make_node("Constant", [], ["s"], sparse_value=tensor))
+
+
+@pytest.mark.parametrize(
+    ("what", "proto"),
+    [
+        ("training information", changed(lambda proto: proto.training_info.add())),
+        ("sparse initializers", changed(lambda proto: proto.graph.sparse_initializer.add())),
+        ("sparse initializers", sparse_model()),
+        ("sparse constants", changed(sparse_constant)),
+        ("device configurations", changed(lambda proto: proto.graph.node[0].device_configurations.add())),
+    ],
+    ids=["training", "sparse", "sparse-inside", "sparse-constant", "devices"],
+)
+def test_what_would_be_lost_is_refused(tmp_path, what, proto):
     onnx.save(proto, tmp_path / "x.onnx")
     with pytest.raises(ModelError, match=f"x.onnx: holds {what}, which would be lost"):
         files.read(tmp_path / "x.onnx")
+
+
+def branches(read_outside: bool) -> onnx.ModelProto:
+    """An If with an initializer w in one branch; in the other, w is the outer one, or there is none."""
+    reads = "w" if read_outside else "x"
+    return onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["": 18]>
+        g (bool c, float[2] x) => (float[2] y) <float[2] w = {{1, 2}}> {{
+            [choice] y = If (c) <
+                then_branch = t () => (float[2] u) <float[2] w = {{3, 4}}> {{ u = Add (x, w) }},
+                else_branch = e () => (float[2] v) {{ v = Neg ({reads}) }}
+            >
+        }}"""
+    )
+
+
+def test_a_name_that_means_two_things_is_refused(tmp_path):
+    # onnxruntime takes the outer w in both branches, since it hands it to the If
+    onnx.save(branches(read_outside=True), tmp_path / "x.onnx")
+    with pytest.raises(
+        ModelError, match=r"x.onnx: node 'choice' reads 'w' from outside, and a body of it has its own"
+    ):
+        files.read(tmp_path / "x.onnx")
+
+
+def test_an_initializer_may_hide_what_no_body_reads(tmp_path):
+    onnx.save(branches(read_outside=False), tmp_path / "x.onnx")
+    files.read(tmp_path / "x.onnx")
 
 
 def test_a_tensor_of_an_unknown_type_is_refused(tmp_path):

@@ -84,6 +84,8 @@ def _measured(
 def _run(value: ir.Value, imports: Mapping[str, int], functions: Mapping[OpId, ir.Function]) -> np.ndarray:
     """Compute the value, in the type that the evaluator gives it."""
     nodes, leaves = _extract(value)
+    if len({leaf.name for leaf in leaves}) < len(leaves):
+        raise EvaluationError(f"{value.name!r}: two of the values that it is computed from have one name")
     feeds = {
         str(leaf.name): load(leaf.const_value, leaf.name) for leaf in leaves if leaf.const_value is not None
     }

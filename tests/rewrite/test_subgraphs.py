@@ -97,3 +97,22 @@ def test_nested_bodies_are_searched():
     assert isinstance(found, Linear)
     assert found.where == "node outer / then_branch / node inner / then_branch"
     onnx.checker.check_model(convert(proto), full_check=True)
+
+
+def test_values_of_one_name_are_not_taken_for_each_other():
+    proto = build(
+        f"""g (float[3, {K}] x) => (float[3, {K}] y) {{
+            turned = Transpose (W)
+            y = Scan <num_scan_inputs = 1, body = body (float[{K}] row) => (float[{K}] out)
+                <float[1] W = {{2}}>
+            {{
+                w = Mul (turned, W)
+                out = MatMul (row, w)
+            }}> (x)
+        }}""",
+        {"W": ternary(K, K)},
+    )
+    (found,) = find(proto)
+    assert isinstance(found, Refusal)
+    assert found.reason is Reason.WEIGHT_NOT_EVALUATED
+    assert found.detail == "'w': two of the values that it is computed from have one name"
