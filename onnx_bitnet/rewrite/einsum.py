@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import onnx_ir as ir
+
 from onnx_bitnet.report import Reason
 from onnx_bitnet.rewrite.constants import Constant
 from onnx_bitnet.rewrite.matmul import refuse_both
@@ -53,7 +55,8 @@ def match(site: Site) -> Linear | Refusal:
     x_index, constant = (0, right) if isinstance(right, Constant) else (1, left)
     assert isinstance(constant, Constant)
     equation = _Equation(terms[x_index], terms[1 - x_index].replace(_ELLIPSIS, ""), terms[2])
-    why = _not_linear(equation, terms[1 - x_index], constant)
+    x_shape = operand(site.node, x_index).shape
+    why = _not_linear(equation, terms[1 - x_index], constant) or _broadcast(equation, constant, x_shape)
     if why:
         return site.refuse(*why)
     return _linear(site, equation, x_index, constant)
@@ -82,6 +85,21 @@ def _not_linear(equation: _Equation, weight_term: str, constant: Constant) -> tu
         return Reason.EINSUM_NOT_LINEAR, "it is no product summed over letters that both operands have"
     if len(equation.contracted + equation.free) != len(weight):
         return Reason.EINSUM_NOT_LINEAR, "it sums over a letter of one operand"
+    return None
+
+
+def _broadcast(equation: _Equation, constant: Constant, shape: ir.Shape | None) -> tuple[Reason, str] | None:
+    """Refuse what sums over an axis of length 1 in one operand only, as far as the model tells lengths."""
+    weight = dict(zip(equation.weight, constant.shape, strict=True))
+    front, _, back = equation.x.partition(_ELLIPSIS)
+    dims = tuple(shape or ())
+    x = dict(zip(front, dims, strict=False)) | dict(zip(back[::-1], dims[::-1], strict=False))
+    for c in equation.contracted:
+        if isinstance(dim := x.get(c), int) and dim != weight[c]:
+            return (
+                Reason.EINSUM_NOT_LINEAR,
+                f"{c!r} is {dim} long in one operand and {weight[c]} in the other",
+            )
     return None
 
 

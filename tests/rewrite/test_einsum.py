@@ -54,6 +54,23 @@ def test_equation_that_is_no_linear_layer_is_refused(equation: str, weight: tupl
     assert (refusal.reason, refusal.detail) == (Reason.EINSUM_NOT_LINEAR, detail)
 
 
+@pytest.mark.parametrize(
+    ("x", "equation", "rows"),
+    [("2, 3", "bk,kn->bn", 1), ("2, 1", "bk,kn->bn", 3), ("2, 3", "...k,kn->...n", 1)],
+)
+def test_a_letter_that_is_broadcast_is_refused(x: str, equation: str, rows: int):
+    # onnxruntime and NumPy let an axis of length 1 stand for one of any length
+    found = find_one(
+        build(
+            f'g (float[{x}] x) => (float[?, 4] y) {{ y = Einsum <equation = "{equation}"> (x, W) }}',
+            {"W": ternary(rows, 4)},
+        )
+    )
+    assert isinstance(found, Refusal)
+    assert found.reason is Reason.EINSUM_NOT_LINEAR
+    assert found.detail == f"'k' is {x[-1]} long in one operand and {rows} in the other"
+
+
 def test_batched_weight_is_refused():
     refusal = refused("ebd,edn->ebn", (2, 3, 4))
     assert refusal.reason is Reason.WEIGHT_BATCHED
