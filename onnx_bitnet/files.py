@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -221,6 +222,12 @@ def check_output(source: ModelFile, output: Path, *, force: bool) -> None:
         if target.resolve() in inputs:
             raise OutputError(f"{target}: is part of the input model; choose another output name")
         check_free(target, force=force)
+    try:
+        tempfile.TemporaryFile(dir=output.parent).close()
+    except OSError as error:
+        raise OutputError(
+            f"{output}: cannot write into its folder: {error.strerror}; choose another"
+        ) from None
 
 
 def check_free(target: Path, *, force: bool) -> None:

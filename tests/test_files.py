@@ -284,3 +284,10 @@ def test_the_same_model_gives_the_same_bytes(tmp_path):
             pass
     for file in ("out.onnx", "out.onnx.data"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_a_folder_that_takes_no_files_is_refused(external):
+    with pytest.raises(
+        OutputError, match=r"^/proc/x.onnx: cannot write into its folder: .*; choose another$"
+    ):
+        files.check_output(files.read(external), Path("/proc/x.onnx"), force=False)  # not even root can

@@ -103,8 +103,6 @@ def validate(
     if progress:
         progress(batches, batches, "done")
     compared = comparison.outputs()
-    if compared and not any(output.metrics.elements for output in compared):
-        raise DataError(f"{feeds.description}: all outputs are empty: nothing was compared; give rows")
     return Validation(
         reference=str(reference),
         got=str(got),
@@ -113,7 +111,7 @@ def validate(
         batches=batches,
         outputs=compared,
         layers=comparison.layers(),
-        notes=notes,
+        notes=notes + _not_finite(compared, feeds.description),
         reference_bytes=left.nbytes,
         got_bytes=right.nbytes,
         packed=inspection.packed,
@@ -164,6 +162,22 @@ def _hint(feeds: Feeds) -> str:
     )
     sizes = f", or sizes (dims) of {', '.join(symbols)}" if symbols else ""
     return f"; random feeds may not suit it: give data{sizes}"
+
+
+def _not_finite(outputs: Sequence[OutputMetrics], where: str) -> tuple[str, ...]:
+    """Say in which outputs the reference is not finite; raise DataError if there is nothing else."""
+    counts = {
+        output.name: (output.metrics.nonfinite_reference, output.metrics.elements) for output in outputs
+    }
+    if counts and all(bad == elements for bad, elements in counts.values()):
+        raise DataError(
+            f"{where}: all outputs are empty, NaN or infinite: nothing was compared; give other data"
+        )
+    return tuple(
+        f"output {name!r}: {bad} of {elements} elements are NaN or infinite in the reference"
+        for name, (bad, elements) in counts.items()
+        if bad
+    )
 
 
 def _check_same_ends(reference: files.ModelFile, got: files.ModelFile) -> None:

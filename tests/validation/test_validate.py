@@ -540,7 +540,16 @@ def test_data_that_does_not_fit(pair):
     )
     assert "no batches" in fails(DataError, *pair, iter([]))
     assert "nothing was compared" in fails(DataError, *pair, [{"x": np.zeros((0, K), np.float32)}])
+    assert "nothing was compared" in fails(DataError, *pair, [{"x": np.full((2, K), np.nan, np.float32)}])
     assert "no such file" in fails(DataError, *pair, "nowhere.npz")
+
+
+def test_what_is_not_finite_in_the_reference_is_noted(pair):
+    x = np.ones((4, K), np.float32)
+    x[1] = np.inf
+    result = validate(*pair, [{"x": x}])
+    size = result.outputs[0].metrics.elements
+    assert f"output 'y': {size // 4} of {size} elements are NaN or infinite in the reference" in result.notes
 
 
 def test_outputs_that_are_no_tensors_are_noted(tmp_path):
