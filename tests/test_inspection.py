@@ -44,20 +44,29 @@ def test_a_recipe_of_many_rules_is_cut_off_in_the_terminal(tmp_path):
     assert line.endswith("characters more with --json)")
 
 
+ATTRIBUTES = {"size": ("N", 33), "zero": ("K", 0), "bits": ("activation_bits", 7)}
+TENSORS = {
+    "type": (2, np.ones((1, 1, 1), np.float64)),
+    "nan": (2, np.full((1, 1, 1), np.nan, np.float32)),
+    "bias": (4, np.ones(31, np.float32)),
+}
+
+
 def corrupt(model: onnx.ModelProto, what: str) -> None:
     node = next(node for node in model.graph.node if node.op_type == "MatMulI2S")
     tensor = {tensor.name: tensor for tensor in model.graph.initializer}
-    if what == "attribute":
+    if what in ATTRIBUTES:
+        name, number = ATTRIBUTES[what]
+        next(a for a in node.attribute if a.name == name).i = number
+    elif what in TENSORS:
+        index, array = TENSORS[what]
+        tensor[node.input[index]].CopyFrom(onnx.numpy_helper.from_array(array, node.input[index]))
+    elif what == "attribute":
         del node.attribute[:]
-    elif what == "size":
-        next(a for a in node.attribute if a.name == "N").i = 33
-    elif what == "zero":
-        next(a for a in node.attribute if a.name == "K").i = 0
     elif what == "dynamic":
         node.input[1] = "x"
-    elif what == "type":
-        scale = tensor[node.input[2]]
-        scale.CopyFrom(onnx.numpy_helper.from_array(np.ones((1, 1, 1), np.float64), scale.name))
+    elif what == "no bias":
+        del node.input[4]
     elif what == "truncated":
         tensor[node.input[1]].raw_data = tensor[node.input[1]].raw_data[:-9]
 
@@ -70,6 +79,10 @@ def corrupt(model: onnx.ModelProto, what: str) -> None:
         ("zero", "packed node 'layer.a': N = 32, K = 0"),
         ("dynamic", "packed node 'layer.a': weight, scale or zero point is not a constant"),
         ("type", "packed node 'layer.a': weight, scale and zero point .* do not fit"),
+        ("nan", "packed node 'layer.a': scale or zero point holds NaN or infinity; convert the model again"),
+        ("bits", "packed node 'layer.a': activation_bits = 7; it must be 8, 16 or 32"),
+        ("bias", r"packed node 'layer.a': its bias must be a constant float32 \[32\]"),
+        ("no bias", r"packed node 'layer.a': its bias must be a constant float32 \[32\]"),
         ("truncated", "packed node 'layer.a': "),
     ],
 )

@@ -16,6 +16,7 @@ from onnx_bitnet.rewrite.functions import DOMAIN
 from onnx_bitnet.rewrite.replace import LAYER
 
 _Tensors = tuple[ir.TensorProtocol, ...]
+_ACTIVATION_BITS = (8, 16, 32)
 _WAY_OUT = "convert the model again"
 _FORMATS = {form.op_type: form for form in FORMATS.values()} | {PANEL_OP: FORMATS["i2s"]}
 
@@ -56,7 +57,8 @@ class PackedNode:
         """Load weight in canonical bytes, scale and zero point, which is 1 where the format has none.
 
         Raises:
-            ModelError: the file holds fewer or more bytes than their shapes need, or damaged panels.
+            ModelError: the file holds fewer or more bytes than their shapes need, damaged panels, or scales
+                that are not finite.
         """
         try:
             arrays = [tensor.numpy() for tensor in self.tensors]
@@ -66,6 +68,10 @@ class PackedNode:
             raise ModelError(
                 f"packed node {self.layer!r}: its data is damaged: {error}; {_WAY_OUT}"
             ) from None
+        if not all(np.isfinite(parameter).all() for parameter in arrays[1:]):
+            raise ModelError(
+                f"packed node {self.layer!r}: scale or zero point holds NaN or infinity; {_WAY_OUT}"
+            )
         if not FORMATS[self.format].four_levels:
             arrays.append(np.ones((arrays[0].shape[0], 1, 1), arrays[1].dtype))
         return arrays
@@ -140,6 +146,8 @@ def _read(node: ir.Node, layout: Format, root: ir.Graph) -> PackedNode:
         raise ModelError(f"{where}: attribute {error} is missing or no integer; {_WAY_OUT}") from None
     if n < 1 or k < 1 or block_size < 0:
         raise ModelError(f"{where}: N = {n}, K = {k}, block_size = {block_size}; {_WAY_OUT}")
+    if bits not in _ACTIVATION_BITS:
+        raise ModelError(f"{where}: activation_bits = {bits}; it must be 8, 16 or 32; {_WAY_OUT}")
     count = 3 if layout.four_levels else 2
     given = (value for value in node.inputs[1 : 1 + count] if value is not None)
     tensors = tuple(filter(None, map(ir.convenience.get_const_tensor, given)))
@@ -152,6 +160,8 @@ def _read(node: ir.Node, layout: Format, root: ir.Graph) -> PackedNode:
             f"{where}: weight, scale and zero point ({shapes}) do not fit N = {n}, K = {k}, "
             f"block_size = {block_size}; {_WAY_OUT}"
         )
+    if not _is_bias(node.inputs[1 + count] if len(node.inputs) > 1 + count else None, n):
+        raise ModelError(f"{where}: its bias must be a constant float32 [{n}]; {_WAY_OUT}")
     layer = node.metadata_props.get(LAYER) or node.name or str(node.outputs[0].name)
     return PackedNode(layer, node, layout.name, n, k, block_size, bits, tensors, root)
 
@@ -169,3 +179,8 @@ def _fit(tensors: _Tensors, n: int, rows: tuple[int, int], groups: int) -> bool:
             for tensor in parameters
         )
     )
+
+
+def _is_bias(value: ir.Value | None, n: int) -> bool:
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    return tensor is not None and tensor.dtype == ir.DataType.FLOAT and tensor.shape.numpy() == (n,)
