@@ -62,22 +62,42 @@ def read(path: str | Path) -> ModelFile:
     try:
         proto = onnx.load(path, load_external_data=False)
         _refuse_what_would_be_lost(path, proto)
+        folder = _data_folder(path, proto)
         with _muted("onnx_ir.serde"):
             model = ir.from_proto(proto)
     except OSError as error:
         raise ModelError(f"{path}: cannot read the model: {one_line(error)}") from None
     except (DecodeError, ValueError, TypeError, KeyError, NotImplementedError, SerdeError) as error:
         raise ModelError(f"{path}: not a valid ONNX model: {one_line(error)}") from None
-    ir.external_data.set_base_dir(model.graph, path.parent)
+    for root in roots(model):
+        ir.external_data.set_base_dir(root, folder)
     if model.ir_version == 0 or not model.opset_imports:
         raise ModelError(f"{path}: not an ONNX model: it has no IR version or no opset; export it again")
     _refuse_ghosts(path, model)
     _refuse_double_meanings(path, model)
     _sort(path, model)
     external = tuple(external_tensors(model))
-    data_files = frozenset(_check_external(path, tensor) for tensor in external)
+    data_files = frozenset(_check_external(path, folder, tensor) for tensor in external)
     nbytes = sum(file.stat().st_size for file in {path, *data_files})
     return ModelFile(path, model, data_files, nbytes, external)
+
+
+def _data_folder(path: Path, proto: onnx.ModelProto) -> Path:
+    """Return the folder that the model's data files are in.
+
+    It is the model's own, but where all are links into another one, as in the cache of Hugging Face, it is
+    that, and the model names the files as they are called there.
+    """
+    folder, store = path.parent.resolve(), path.resolve().parent
+    entries = [
+        entry for tensor in _tensors(proto) for entry in tensor.external_data if entry.key == "location"
+    ]
+    files = [(folder / entry.value).resolve() for entry in entries]
+    if folder == store or not all(file.is_relative_to(store) for file in files):
+        return folder
+    for entry, file in zip(entries, files, strict=True):
+        entry.value = str(file.relative_to(store))
+    return store
 
 
 @contextmanager
@@ -172,6 +192,15 @@ def _nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
         pending.extend(inner for body in _bodies([node]) for inner in body.node)
 
 
+def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Yield every tensor, in whatever graph or attribute."""
+    nodes = list(_nodes(proto))
+    for graph in (proto.graph, *_bodies(nodes)):
+        yield from graph.initializer
+    for attribute in (attribute for node in nodes for attribute in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+
+
 def _bodies(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
     """Yield the graphs that nodes have as attributes."""
     for attribute in (attribute for node in nodes for attribute in node.attribute):
@@ -192,9 +221,8 @@ def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
                     yield attribute.value
 
 
-def _check_external(path: Path, tensor: ir.ExternalTensor) -> Path:
+def _check_external(path: Path, folder: Path, tensor: ir.ExternalTensor) -> Path:
     where = f"{path}: tensor {tensor.name!r}"
-    folder = path.parent.resolve()
     file = folder / tensor.location
     if not file.resolve().is_relative_to(folder):
         raise ModelError(f"{where}: its data file {str(tensor.location)!r} is outside the model's folder")

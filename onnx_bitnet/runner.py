@@ -12,7 +12,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from onnx_bitnet import runtime
+from onnx_bitnet import files, runtime
 from onnx_bitnet.data.inputs import Batch
 from onnx_bitnet.errors import ModelError
 
@@ -73,8 +73,9 @@ def start(model: ir.Model, path: Path, threads: int = 0) -> Runner:
     options.intra_op_num_threads = threads
     options.add_session_config_entry(_SPINNING, "0")
     runtime.register(options)
+    folder = next((Path(tensor.base_dir) for tensor in files.external_tensors(model)), path.parent)
     try:
-        session = _open(ort, ir.to_proto(model), options, path.parent.resolve())
+        session = _open(ort, ir.to_proto(model), options, folder.resolve())
     except Exception as error:  # onnxruntime's exceptions have no other base
         raise ModelError(f"{path}: onnxruntime cannot open it: {runtime.ort_message(error)}") from None
     return Runner(path, session)

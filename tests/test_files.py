@@ -14,6 +14,7 @@ import pytest
 
 from onnx_bitnet import files
 from onnx_bitnet.errors import ModelError, OutputError
+from onnx_bitnet.runner import start
 
 
 def linear_model(size: int = 64) -> ir.Model:
@@ -169,6 +170,33 @@ def test_external_data_outside_the_folder_is_refused(external):
     ir.save(model, inner / "evil.onnx")
     with pytest.raises(ModelError, match="outside the model's folder"):
         files.read(inner / "evil.onnx")
+
+
+def test_a_model_of_links_into_a_store_is_read(external):
+    # as Hugging Face keeps downloads: snapshots/<revision>/model.onnx -> ../../blobs/<hash>, and its data
+    store, snapshot = external.parent / "blobs", external.parent / "snapshot"
+    store.mkdir()
+    snapshot.mkdir()
+    for name in ("in.onnx", "in.data"):
+        external.with_name(name).rename(store / f"hash of {name}")
+        (snapshot / name).symlink_to(f"../blobs/hash of {name}")
+    file = files.read(snapshot / "in.onnx")
+    assert file.model.graph.initializers["w"].const_value.numpy()[1, 0] == 64
+    x = np.ones((1, 64), np.float32)
+    assert start(file.model, file.path).run(["y"], {"x": x}, "ones")["y"][0, 0] == 64 * 63 * 32
+    with pytest.raises(OutputError, match="is part of the input model"):
+        files.check_output(file, store / "hash of in.data", force=True)
+
+
+def test_links_to_elsewhere_are_refused(external):
+    (external.parent / "elsewhere").mkdir()
+    external.with_name("in.data").rename(external.parent / "elsewhere" / "in.data")
+    inner = external.parent / "inner"
+    inner.mkdir()
+    external.rename(inner / "in.onnx")
+    (inner / "in.data").symlink_to("../elsewhere/in.data")
+    with pytest.raises(ModelError, match="outside the model's folder"):
+        files.read(inner / "in.onnx")
 
 
 def test_external_data_of_another_length_than_the_shape_is_refused(external):
