@@ -70,9 +70,17 @@ def test_verbose_shows_every_layer(model):
 def test_results_that_find_no_room_are_one_error(model, options):
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "onnx_bitnet", "plan", str(model), *options]
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        env = os.environ | {"PYTHONUNBUFFERED": ""}  # as it is in most shells: Python itself flushes last
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=env)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: cannot write the results: No space left on device\n")
+    assert done.stderr == "error: cannot write the results: No space left on device\n"
+
+
+def test_without_stdout_a_command_does_its_work(model):
+    command = f"{sys.executable} -m onnx_bitnet convert {model} >&-"
+    done = subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert model.with_name("model.bitnet.onnx").exists()
 
 
 def test_version():

@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from onnx_bitnet import interrupts
-from onnx_bitnet.cli.common import err, out
+from onnx_bitnet.cli.common import err, show
 from onnx_bitnet.cli.language import build, generate
 from onnx_bitnet.cli.machine import bench, doctor, kernels
 from onnx_bitnet.cli.models import calibrate, convert, inspect, plan, sensitivity, validate
@@ -22,7 +22,7 @@ app = typer.Typer(
 
 def _show_version(asked: bool) -> None:
     if asked:
-        out.print(version("onnx-bitnet"), highlight=False)
+        show([version("onnx-bitnet")])
         raise typer.Exit
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from onnx_bitnet.validation.validate import Metric, load_metric
 FAILURE, GATE_FAILED = 1, 3
 
 # A program that reads the tables wants one line per row, so only a terminal sets their width.
-out = Console(width=None if sys.stdout.isatty() else 200)
+out = Console(width=None if sys.stdout and sys.stdout.isatty() else 200)
 err = Console(stderr=True)
 
 Source = Annotated[Path, typer.Argument(help="an ONNX model", show_default=False)]
@@ -48,15 +49,24 @@ MetricOption = Annotated[
 
 
 def show(what: dict[str, Any] | tables.Output) -> None:
-    """Print a document, or what people read; where there is no room for it, that is an error in one line."""
-    with errors():
-        try:
-            _print(what)
-            out.file.flush()
-        except BrokenPipeError:
-            raise  # its reader has seen enough
-        except OSError as error:
-            raise OutputError(f"cannot write the results: {error.strerror}") from None
+    """Print a document, or what people read."""
+    with errors(), finding_room():
+        _print(what)
+        out.file.flush()
+
+
+@contextmanager
+def finding_room() -> Iterator[None]:
+    """Make results that find no room one error."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # its reader has seen enough
+    except OSError as error:
+        # Python flushes once more when it ends
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        raise OutputError(f"cannot write the results: {error.strerror}") from None
 
 
 def _print(what: dict[str, Any] | tables.Output) -> None:

@@ -13,6 +13,7 @@ from onnx_bitnet.cli.common import (
     Threads,
     err,
     errors,
+    finding_room,
     out,
     show,
     shown_progress,
@@ -97,8 +98,9 @@ def generate(
             for piece in pieces:
                 text += piece
                 if not as_json:
-                    out.file.write(piece)
-                    out.file.flush()
+                    with finding_room():
+                        out.file.write(piece)
+                        out.file.flush()
         except interrupts.Interrupted as signal:
             interrupted = signal
     show(tables.generated_document(text, generator.times) if as_json else [""])
