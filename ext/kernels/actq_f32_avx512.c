@@ -6,15 +6,8 @@
  * Numbers  vcvtps2dq rounds half to even in the default mode.  |q| <= 2^15 and a lane adds at most
  *          2^18 / 16 values, so the 32-bit sums of a group hold; their sum takes 64 bits.
  */
-#include <immintrin.h>
-
-#include "kernel.h"
+#include "lanes_avx512.h"
 #include "row_scale.h"
-
-static inline __mmask16 first_lanes(size_t count)
-{
-    return count >= 16 ? (__mmask16)0xFFFF : (__mmask16)((1u << count) - 1);
-}
 
 static uint32_t absmax_bits(const float *x, size_t count)
 {
@@ -29,7 +22,7 @@ static uint32_t absmax_bits(const float *x, size_t count)
         odd = _mm512_max_epu32(odd, second);
     }
     for (; i < count; i += 16) {
-        const __m512i bits = _mm512_maskz_loadu_epi32(first_lanes(count - i), x + i);
+        const __m512i bits = _mm512_maskz_loadu_epi32(bn_first_lanes(count - i), x + i);
         most = _mm512_max_epu32(most, _mm512_and_si512(bits, mask));
     }
     return _mm512_reduce_max_epu32(_mm512_max_epu32(most, odd));
@@ -100,7 +93,7 @@ void bn_actq_f32_avx512(const bn_actq_args *a)
             sums = _mm512_add_epi32(sums, four_steps(x + i, &scale, q + i));
         }
         for (; i < length; i += BN_STEP) {
-            const __m512i v = step(a, x + i, first_lanes(length - i), &scale, q + i);
+            const __m512i v = step(a, x + i, bn_first_lanes(length - i), &scale, q + i);
             sums = _mm512_add_epi32(sums, v);
         }
         a->sum[g] = wide_sum(sums);

@@ -3,8 +3,7 @@
  * Method   16 weights per step, in the 16 lanes of two vectors of double for each of the two bounds, under
  *          the masks of the comparisons.  Values in doubt are compressed into the list.
  */
-#include <immintrin.h>
-
+#include "lanes_avx512.h"
 #include "optimum.h"
 
 typedef struct {
@@ -33,12 +32,6 @@ static inline bn_sums total(const sums *s)
     return (bn_sums){bn_sum_lanes(lane), (double)_mm512_reduce_add_epi32(s->count)};
 }
 
-/* The weights that a step at `at` has. */
-static inline __mmask16 present(size_t count, size_t at)
-{
-    return (__mmask16)(count - at < 16 ? (1u << (count - at)) - 1 : 0xFFFFu);
-}
-
 BN_INLINE void sum_above(const float *w, size_t count, bn_view v, int32_t low, int32_t high,
                          bn_sums above[2])
 {
@@ -47,7 +40,7 @@ BN_INLINE void sum_above(const float *w, size_t count, bn_view v, int32_t low, i
     sums s[2] = {none, none};
 
     for (size_t at = 0; at < count; at += 16) {
-        const __mmask16 here = present(count, at);
+        const __mmask16 here = bn_first_lanes(count - at);
         const __m512i value = load(w + at, here, v);
         const __m256 half[2] = {_mm256_castsi256_ps(_mm512_castsi512_si256(value)),
                                 _mm256_castsi256_ps(_mm512_extracti64x4_epi64(value, 1))};
@@ -64,7 +57,7 @@ BN_INLINE size_t between(const float *w, size_t count, bn_view v, int32_t low, i
     size_t found = 0;
 
     for (size_t at = 0; at < count; at += 16) {
-        const __mmask16 here = present(count, at);
+        const __mmask16 here = bn_first_lanes(count - at);
         const __m512i value = load(w + at, here, v);
         const __mmask16 above = _mm512_mask_cmpgt_epi32_mask(here, value, _mm512_set1_epi32(low));
         const __mmask16 chosen = _mm512_mask_cmple_epi32_mask(above, value, _mm512_set1_epi32(high));
