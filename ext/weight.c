@@ -12,8 +12,9 @@ enum {
     /* Rows of a transposed matrix that are loaded together.  They are read 256 bytes at a time, which is
      * twice as fast as by cache lines. */
     PANEL = 64,
-    TILE = 32, /* inputs that are transposed together, and how many ahead memory is asked for */
-    CACHE_LINE = 64
+    TILE = 16, /* inputs that are transposed together, and how many ahead memory is asked for */
+    CACHE_LINE = 64,
+    ROOM = PANEL + CACHE_LINE / sizeof(uint16_t) /* no panel has more rows */
 };
 
 #if defined(__GNUC__)
@@ -50,6 +51,12 @@ static int is_aligned(const char *p, size_t size)
     return (uintptr_t)p % size == 0;
 }
 
+/* Whether float32 at p and every `stride` bytes on can be read as what it is. */
+static int is_float_matrix(const char *p, ptrdiff_t stride)
+{
+    return is_aligned(p, sizeof(float)) && stride > 0 && stride % (ptrdiff_t)sizeof(float) == 0;
+}
+
 /* Converts `count` elements that lie `stride` bytes apart. */
 static void convert(const bn_rows *rows, const char *src, ptrdiff_t stride, size_t count, float *dst)
 {
@@ -76,11 +83,11 @@ int bn_rows_open(bn_rows *rows, const bn_weight *w, size_t first, size_t last)
     rows->w = w;
     rows->widen = (bn_widen_fn *)bn_find("widen", "f16", w->isas)->fn;
     rows->transpose = (bn_transpose_fn *)bn_find("transpose", "f32", w->isas)->fn;
-    rows->panel = whole ? 1 : PANEL;
     rows->stride = bn_round_up(w->k, 16) + 16; /* no power of two, which would crowd few cache sets */
-    rows->loaded = first;
+    rows->whole = whole;
+    rows->loaded = rows->next = first;
     rows->last = last;
-    rows->buffer = direct ? NULL : malloc(rows->panel * rows->stride * sizeof(float));
+    rows->buffer = direct ? NULL : malloc((whole ? 1 : ROOM) * rows->stride * sizeof(float));
     return rows->buffer == NULL && !direct ? -1 : 0;
 }
 
@@ -88,28 +95,34 @@ int bn_rows_open(bn_rows *rows, const bn_weight *w, size_t first, size_t last)
  * cache; strides are often a power of two, which leaves so few sets of the first that they would be lost. */
 static void read_ahead(const char *src, size_t bytes)
 {
-    for (size_t i = 0; i < bytes; i += CACHE_LINE)
-        BN_READ_AHEAD(src + i);
-    BN_READ_AHEAD(src + bytes - 1); /* in a line of its own unless src is aligned */
+    for (const char *line = src - (uintptr_t)src % CACHE_LINE; line < src + bytes; line += CACHE_LINE)
+        BN_READ_AHEAD(line);
 }
 
-/* Loads `count` rows from `row` on, some inputs at a time. */
-static void load_panel(bn_rows *rows, size_t row, size_t count)
+/* How many rows to load from the one at src on, of which `left` are left: up to the end of a cache line, so that none
+ * is read for two panels, where all inputs lie alike on theirs; a few more at the end. */
+static size_t panel_rows(const char *src, size_t size, size_t left)
+{
+    const size_t rows = PANEL - (uintptr_t)src % CACHE_LINE / size;
+    return left < rows + CACHE_LINE / size ? left : rows;
+}
+
+/* Loads `count` rows from src on, some inputs at a time; float32 from where it lies. */
+static void load_panel(bn_rows *rows, const char *src, size_t count)
 {
     const bn_weight *w = rows->w;
-    const char *src = w->data + (ptrdiff_t)row * w->row_stride;
     const int dense = w->row_stride == (ptrdiff_t)item_size(w->type);
-    float tile[TILE][PANEL];
-    for (size_t col = 0; col < w->k; col += TILE) {
+    const int direct = dense && w->type == BN_WEIGHT_FLOAT32 && is_float_matrix(src, w->col_stride);
+    float tile[TILE][ROOM];
+    for (size_t col = 0; col < w->k; col += TILE, src += TILE * w->col_stride) {
         const size_t cols = w->k - col < TILE ? w->k - col : TILE;
-        for (size_t i = 0; i < cols; i++) {
-            const char *input = src + (ptrdiff_t)(col + i) * w->col_stride;
-            if (dense && col + i + TILE < w->k)
-                read_ahead(input + TILE * w->col_stride, count * item_size(w->type));
-            convert(rows, input, w->row_stride, count, tile[i]);
-        }
-        rows->transpose(
-            &(bn_transpose_args){tile[0], rows->buffer + col, PANEL, rows->stride, cols, count});
+        for (size_t i = 0; dense && col + i + TILE < w->k && i < TILE; i++)
+            read_ahead(src + (ptrdiff_t)(i + TILE) * w->col_stride, count * item_size(w->type));
+        for (size_t i = 0; !direct && i < cols; i++)
+            convert(rows, src + (ptrdiff_t)i * w->col_stride, w->row_stride, count, tile[i]);
+        const float *x = direct ? (const float *)(const void *)src : tile[0];
+        const size_t stride = direct ? (size_t)w->col_stride / sizeof(float) : ROOM;
+        rows->transpose(&(bn_transpose_args){x, rows->buffer + col, stride, rows->stride, cols, count});
     }
 }
 
@@ -119,16 +132,17 @@ const float *bn_rows_next(bn_rows *rows, size_t row)
     const char *src = w->data + (ptrdiff_t)row * w->row_stride;
     if (rows->buffer == NULL)
         return (const float *)(const void *)src;
-    if (rows->panel == 1) {
+    if (rows->whole) {
         convert(rows, src, w->col_stride, w->k, rows->buffer);
         return rows->buffer;
     }
-    const size_t at = (row - rows->loaded) % rows->panel;
-    if (at == 0) {
-        const size_t left = rows->last - row;
-        load_panel(rows, row, left < rows->panel ? left : rows->panel);
+    if (row == rows->next) {
+        const size_t count = panel_rows(src, item_size(w->type), rows->last - row);
+        load_panel(rows, src, count);
+        rows->loaded = row;
+        rows->next = row + count;
     }
-    return rows->buffer + at * rows->stride;
+    return rows->buffer + (row - rows->loaded) * rows->stride;
 }
 
 void bn_rows_close(bn_rows *rows)

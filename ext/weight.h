@@ -26,10 +26,11 @@ typedef struct {
     const bn_weight *w;
     bn_widen_fn *widen;
     bn_transpose_fn *transpose;
-    float *buffer;         /* (panel, stride) rows loaded together; NULL: rows are read where they are */
+    float *buffer;         /* (rows, stride) rows loaded together; NULL: rows are read where they are */
     size_t stride;
-    size_t panel;
-    size_t loaded, last;   /* the buffer holds rows from `loaded` on; rows of the cursor end at `last` */
+    int whole;             /* rows lie whole in memory, and are loaded one at a time */
+    size_t loaded, next;   /* otherwise the buffer holds rows from `loaded` to `next` - 1 */
+    size_t last;           /* rows of the cursor end here */
 } bn_rows;
 
 /* Returns 0, or -1 when memory is short. */

@@ -42,8 +42,8 @@ void bn_transpose_f32_avx2(const bn_transpose_args *a)
 {
     const size_t rows = a->rows - a->rows % 8, cols = a->cols - a->cols % 8;
 
-    for (size_t col = 0; col < cols; col += 8) {
-        for (size_t row = 0; row < rows; row += 8) {
+    for (size_t row = 0; row < rows; row += 8) {
+        for (size_t col = 0; col < cols; col += 8) {
             square(a->x + row * a->x_stride + col, a->x_stride, a->y + col * a->y_stride + row,
                    a->y_stride);
         }

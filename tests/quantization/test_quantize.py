@@ -293,6 +293,23 @@ def test_strides_do_not_change_the_result(dtype, spec):
         assert got.sqnr_db == expected.sqnr_db, name
 
 
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("n", [3, 60, 79, 80, 95, 150])
+def test_columns_may_begin_anywhere_on_a_cache_line(dtype, n):
+    weight = normal((n, 37), dtype)
+    size, spec = weight.itemsize, LayerSpec(granularity="channel", rounding="absmean")
+    expected = quantize_layer(weight, spec)
+    for stride in (n, n + 5, -(-n // 64) * 64):  # bytes of inputs lie alike on lines, or do not
+        for offset in range(64 // size):
+            buffer = np.zeros(37 * stride * size + 128, np.uint8)
+            start = -buffer.ctypes.data % 64 + offset * size
+            columns = buffer[start : start + 37 * stride * size].view(dtype).reshape(37, stride)[:, :n].T
+            columns[...] = weight
+            got = quantize_layer(columns, spec)
+            assert np.array_equal(got.weight, expected.weight), (stride, offset)
+            assert np.array_equal(got.scale, expected.scale), (stride, offset)
+
+
 def test_a_broadcast_row_is_read_once_per_output():
     weight = np.broadcast_to(np.float32([0.5, -0.5, 0, 0.5]), (6, 4))
     assert np.array_equal(quantize(weight).dequantize(), weight)
