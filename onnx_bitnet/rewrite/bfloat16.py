@@ -17,6 +17,7 @@ from onnx_bitnet.rewrite.constants import stored_tensor
 from onnx_bitnet.rewrite.functions import DOMAIN
 from onnx_bitnet.rewrite.origins import Facts, subgraphs, survey
 from onnx_bitnet.rewrite.records import unique
+from onnx_bitnet.rewrite.types import FOUND
 
 _FROM, _TO = ir.DataType.BFLOAT16, ir.DataType.FLOAT
 # Attributes that name the type of what a node makes.
@@ -108,6 +109,7 @@ class _Widening:
                 graph.outputs[index] = wide
 
     def _retype(self, value: ir.Value) -> None:
+        value.meta.pop(FOUND, None)
         if value.dtype == _FROM and not value.is_initializer():
             value.dtype = _TO
             self._changed |= value not in self._facts.known
