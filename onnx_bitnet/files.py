@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from onnx_ir.serde import SerdeError
 
+from onnx_bitnet import graphs
 from onnx_bitnet.errors import ModelError, OutputError, one_line
 from onnx_bitnet.spill import give_back
 
@@ -61,7 +62,7 @@ def read(path: str | Path) -> ModelFile:
     path = Path(path)
     try:
         proto = onnx.load(path, load_external_data=False)
-        _refuse_what_would_be_lost(path, proto)
+        graphs.check_proto(path, proto)
         folder = _data_folder(path, proto)
         with _muted("onnx_ir.serde"):
             model = ir.from_proto(proto)
@@ -69,13 +70,11 @@ def read(path: str | Path) -> ModelFile:
         raise ModelError(f"{path}: cannot read the model: {one_line(error)}") from None
     except (DecodeError, ValueError, TypeError, KeyError, NotImplementedError, SerdeError) as error:
         raise ModelError(f"{path}: not a valid ONNX model: {one_line(error)}") from None
-    for root in roots(model):
+    for root in graphs.roots(model):
         ir.external_data.set_base_dir(root, folder)
     if model.ir_version == 0 or not model.opset_imports:
         raise ModelError(f"{path}: not an ONNX model: it has no IR version or no opset; export it again")
-    _refuse_ghosts(path, model)
-    _refuse_double_meanings(path, model)
-    _sort(path, model)
+    graphs.check(path, model)
     external = tuple(external_tensors(model))
     data_files = frozenset(_check_external(path, folder, tensor) for tensor in external)
     nbytes = sum(file.stat().st_size for file in {path, *data_files})
@@ -90,7 +89,7 @@ def _data_folder(path: Path, proto: onnx.ModelProto) -> Path:
     """
     folder, store = path.parent.resolve(), path.resolve().parent
     entries = [
-        entry for tensor in _tensors(proto) for entry in tensor.external_data if entry.key == "location"
+        entry for tensor in graphs.tensors(proto) for entry in tensor.external_data if entry.key == "location"
     ]
     files = [(folder / entry.value).resolve() for entry in entries]
     if folder == store or not all(file.is_relative_to(store) for file in files):
@@ -110,103 +109,6 @@ def _muted(name: str) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def roots(model: ir.Model) -> tuple[ir.Graph, ...]:
-    """Return the graphs that no other graph holds: the main one and the bodies of functions."""
-    return (model.graph, *(function.graph for function in model.functions.values()))
-
-
-def _refuse_ghosts(path: Path, model: ir.Model) -> None:
-    """Raise ModelError if a node reads a value that is nowhere."""
-    for root in roots(model):
-        for node in root.all_nodes():
-            for value in filter(None, node.inputs):
-                if not (value.producer() or value.is_graph_input() or value.is_initializer()):
-                    reader = node.name or node.outputs[0].name
-                    raise ModelError(
-                        f"{path}: node {reader!r} reads {value.name!r}, which nothing makes; export it again"
-                    )
-
-
-def _refuse_double_meanings(path: Path, model: ir.Model) -> None:
-    """Raise ModelError if a body's initializer has the name of an outer value that reaches the same node.
-
-    ONNX forbids initializers that hide others. onnxruntime takes them, but gives all bodies of a node the
-    outer value as soon as one of them reads that.
-    """
-    for root in roots(model):
-        for node in root.all_nodes():
-            bodies = [body for attribute in node.attributes.values() for body in _graphs(attribute)]
-            inside = {graph for body in bodies for graph in (body, *body.subgraphs())}
-            read = {value for graph in inside for reader in graph for value in reader.inputs if value}
-            outer = {value.name for value in read if value.graph not in inside}
-            own = [name for body in bodies for name in body.initializers]
-            if name := next((name for name in own if name in outer), None):
-                raise ModelError(
-                    f"{path}: node {node.name or node.op_type!r} reads {name!r} from outside, and a body of "
-                    "it has its own, which onnxruntime confuses; rename one"
-                )
-
-
-def _graphs(attribute: ir.Attr) -> tuple[ir.Graph, ...]:
-    """Return the graphs that an attribute holds."""
-    if attribute.is_ref():
-        return ()
-    if attribute.type == ir.AttributeType.GRAPH:
-        return (attribute.as_graph(),)
-    return tuple(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else ()
-
-
-def _sort(path: Path, model: ir.Model) -> None:
-    """Put nodes in the order that ONNX asks for and onnxruntime does without; there, nothing changes."""
-    try:
-        for graph in roots(model):
-            graph.sort()
-    except ValueError:
-        raise ModelError(f"{path}: nodes of its graph feed each other in a cycle; export it again") from None
-
-
-def _refuse_what_would_be_lost(path: Path, proto: onnx.ModelProto) -> None:
-    """Raise ModelError if the model has parts that the graph library does not carry over."""
-    nodes = list(_nodes(proto))
-    sparse = {onnx.AttributeProto.SPARSE_TENSOR, onnx.AttributeProto.SPARSE_TENSORS}
-    lost = {
-        "training information": bool(proto.training_info),
-        "sparse initializers": any(graph.sparse_initializer for graph in (proto.graph, *_bodies(nodes))),
-        "sparse constants": any(attribute.type in sparse for node in nodes for attribute in node.attribute),
-        # which onnx has since 1.18
-        "device configurations": any(getattr(node, "device_configurations", ()) for node in nodes),
-    }
-    for what, there in lost.items():
-        if there:
-            raise ModelError(f"{path}: holds {what}, which would be lost; export the model without them")
-
-
-def _nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """Yield every node, in whatever graph or function."""
-    pending = [*proto.graph.node, *(node for function in proto.functions for node in function.node)]
-    while pending:
-        node = pending.pop()
-        yield node
-        pending.extend(inner for body in _bodies([node]) for inner in body.node)
-
-
-def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Yield every tensor, in whatever graph or attribute."""
-    nodes = list(_nodes(proto))
-    for graph in (proto.graph, *_bodies(nodes)):
-        yield from graph.initializer
-    for attribute in (attribute for node in nodes for attribute in node.attribute):
-        yield from (attribute.t, *attribute.tensors)
-
-
-def _bodies(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
-    """Yield the graphs that nodes have as attributes."""
-    for attribute in (attribute for node in nodes for attribute in node.attribute):
-        yield from attribute.graphs
-        if attribute.HasField("g"):
-            yield attribute.g
 
 
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:

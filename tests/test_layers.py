@@ -12,7 +12,8 @@ ROOT = Path(onnx_bitnet.__file__).parent
 # Bottom first; what stands in one row may import from its own row.
 STACK = [
     ["errors", "interrupts", "reference", "scale_types", "_native"],
-    ["cache", "report", "granularity", "formats", "kernels", "spill", "data", "recipe_file", "recipe_values"],
+    ["cache", "report", "granularity", "formats", "graphs", "kernels", "spill", "data"],
+    ["recipe_file", "recipe_values"],
     ["recipe", "files"],
     ["quantization"],
     ["rewrite", "runtime", "weights"],

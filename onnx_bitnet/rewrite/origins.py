@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnx_bitnet import files
+from onnx_bitnet import graphs
+from onnx_bitnet.graphs import subgraphs
 from onnx_bitnet.report import Reason
 
 OpId = tuple[str, str, str]
@@ -60,7 +61,7 @@ def survey(model: ir.Model) -> Facts:
     """Find the constant values of a model, in its main graph, subgraphs and functions."""
     pure = _pure_functions(model)
     known: set[ir.Value] = set()
-    for container in files.roots(model):
+    for container in graphs.roots(model):
         _collect(container, known, pure, overridable=model.ir_version >= 4)
     return Facts(frozenset(known), _constant_arguments(model, known), pure, opset_version(model.graph))
 
@@ -68,18 +69,6 @@ def survey(model: ir.Model) -> Facts:
 def opset_version(graph: ir.Graph) -> int:
     """Return the version of the default domain that a main graph or a function body imports, 0 if none."""
     return graph.opset_imports.get("") or graph.opset_imports.get("ai.onnx") or 0
-
-
-def subgraphs(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:
-    """Yield the graphs in a node's attributes, each with a name for people."""
-    for attribute in node.attributes.values():
-        if attribute.is_ref():
-            continue
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.name, attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            for index, graph in enumerate(attribute.as_graphs()):
-                yield f"{attribute.name}[{index}]", graph
 
 
 def why_not(value: ir.Value, facts: Facts) -> NotConstant:
@@ -168,7 +157,7 @@ def _constant_arguments(model: ir.Model, known: Set[ir.Value]) -> frozenset[ir.V
     """Return the function inputs that get a known value at some call, through calls inside functions too."""
     calls = [
         (function.inputs, node.inputs)
-        for graph in files.roots(model)
+        for graph in graphs.roots(model)
         for node in graph.all_nodes()
         if (function := model.functions.get(node.op_identifier())) is not None
     ]

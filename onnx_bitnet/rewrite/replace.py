@@ -9,11 +9,12 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_bitnet.formats import FORMATS, PANEL_OP, to_panels
+from onnx_bitnet.graphs import subgraphs
 from onnx_bitnet.quantization.quantized import Quantized
 from onnx_bitnet.quantization.rotation import Rotation
 from onnx_bitnet.rewrite.cleanup import release
 from onnx_bitnet.rewrite.functions import DOMAIN, FUNCTIONS, VERSION
-from onnx_bitnet.rewrite.origins import opset_version, subgraphs
+from onnx_bitnet.rewrite.origins import opset_version
 from onnx_bitnet.rewrite.records import Linear, Reshaping, unique
 
 HADAMARD = "BlockHadamard"

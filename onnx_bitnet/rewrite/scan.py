@@ -11,6 +11,7 @@ from onnx_ir.passes import PreconditionError
 from onnx_ir.passes.common import InlinePass
 
 from onnx_bitnet.errors import ModelError, one_line
+from onnx_bitnet.graphs import subgraphs
 from onnx_bitnet.report import Reason
 from onnx_bitnet.rewrite import conv, einsum, gemm, matmul
 from onnx_bitnet.rewrite.activation import quantization
@@ -18,7 +19,7 @@ from onnx_bitnet.rewrite.bfloat16 import widen
 from onnx_bitnet.rewrite.constants import Constant
 from onnx_bitnet.rewrite.epilogue import absorb
 from onnx_bitnet.rewrite.functions import DOMAIN, FLOAT16_OPSET, OPSETS
-from onnx_bitnet.rewrite.origins import Facts, OpId, opset_version, subgraphs, survey
+from onnx_bitnet.rewrite.origins import Facts, OpId, opset_version, survey
 from onnx_bitnet.rewrite.ranks import state_shapes
 from onnx_bitnet.rewrite.records import Linear, Refusal, Site, unique
 

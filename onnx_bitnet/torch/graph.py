@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from onnx_bitnet.errors import ModelError, one_line
+from onnx_bitnet.graphs import subgraphs
 from onnx_bitnet.rewrite.constants import find
-from onnx_bitnet.rewrite.origins import Facts, subgraphs, survey
+from onnx_bitnet.rewrite.origins import Facts, survey
 from onnx_bitnet.rewrite.records import Linear, Reshaping
 from onnx_bitnet.torch.arithmetic import ARITHMETIC
 from onnx_bitnet.torch.arrangement import ARRANGEMENT
