@@ -12,8 +12,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
-from onnx_bitnet import graphs
-from onnx_bitnet.graphs import subgraphs
+from onnx_bitnet.graphs import roots, subgraphs
 from onnx_bitnet.rewrite.constants import stored_tensor
 from onnx_bitnet.rewrite.functions import DOMAIN
 from onnx_bitnet.rewrite.origins import Facts, survey
@@ -42,7 +41,7 @@ def _has_bfloat16(model: ir.Model) -> bool:
     values = [*model.graph.inputs, *model.graph.initializers.values()]
     return any(value.dtype == _FROM for value in values) or any(
         _names_type(node) or any(output.dtype == _FROM for output in node.outputs)
-        for root in graphs.roots(model)
+        for root in roots(model)
         for node in root.all_nodes()
     )
 

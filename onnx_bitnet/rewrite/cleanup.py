@@ -10,8 +10,7 @@ from collections.abc import Iterable, Iterator
 
 import onnx_ir as ir
 
-from onnx_bitnet import graphs
-from onnx_bitnet.graphs import subgraphs
+from onnx_bitnet.graphs import roots, subgraphs
 
 _RELEASED = "onnx_bitnet.released"
 
@@ -28,8 +27,7 @@ def cleanup(model: ir.Model) -> None:
     A float weight that something still reads, such as the Gather of a tied embedding, stays; so do inputs and
     outputs of the model.
     """
-    roots = graphs.roots(model)
-    pending = [value for root in roots for value in _values(root) if value.meta.pop(_RELEASED, False)]
+    pending = [value for root in roots(model) for value in _values(root) if value.meta.pop(_RELEASED, False)]
     while pending:
         value = pending.pop()
         if _is_read(value):

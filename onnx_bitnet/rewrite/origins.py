@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnx_bitnet import graphs
-from onnx_bitnet.graphs import subgraphs
+from onnx_bitnet.graphs import roots, subgraphs
 from onnx_bitnet.report import Reason
 
 OpId = tuple[str, str, str]
@@ -61,7 +60,7 @@ def survey(model: ir.Model) -> Facts:
     """Find the constant values of a model, in its main graph, subgraphs and functions."""
     pure = _pure_functions(model)
     known: set[ir.Value] = set()
-    for container in graphs.roots(model):
+    for container in roots(model):
         _collect(container, known, pure, overridable=model.ir_version >= 4)
     return Facts(frozenset(known), _constant_arguments(model, known), pure, opset_version(model.graph))
 
@@ -157,7 +156,7 @@ def _constant_arguments(model: ir.Model, known: Set[ir.Value]) -> frozenset[ir.V
     """Return the function inputs that get a known value at some call, through calls inside functions too."""
     calls = [
         (function.inputs, node.inputs)
-        for graph in graphs.roots(model)
+        for graph in roots(model)
         for node in graph.all_nodes()
         if (function := model.functions.get(node.op_identifier())) is not None
     ]

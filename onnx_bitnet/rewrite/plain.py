@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
-from onnx_bitnet import graphs, reference
+from onnx_bitnet import reference
+from onnx_bitnet.graphs import roots
 from onnx_bitnet.quantization.floats import Floats
 from onnx_bitnet.quantization.rotation import Rotation
 from onnx_bitnet.rewrite.constants import Constant
@@ -190,7 +191,7 @@ def spell_out(model: ir.Model) -> None:
     InlinePass(criteria=lambda function: function.domain == DOMAIN)(model)
     for op in [op for op in model.functions if op[0] == DOMAIN]:
         del model.functions[op]
-    for root in graphs.roots(model):
+    for root in roots(model):
         root.opset_imports.pop(DOMAIN, None)
 
 
@@ -242,7 +243,7 @@ def _array(value: ir.Value) -> np.ndarray:
 
 def plain_nodes(model: ir.Model) -> Iterator[PlainNode]:
     """Yield every MatMul that replaced a layer."""
-    for graph in graphs.roots(model):
+    for graph in roots(model):
         for node in ir.traversal.RecursiveGraphIterator(graph):
             if node.op_type == "MatMul" and LAYER in node.metadata_props:
                 yield PlainNode(node.metadata_props[LAYER], node)

@@ -11,7 +11,7 @@ from onnx_ir.passes import PreconditionError
 from onnx_ir.passes.common import InlinePass
 
 from onnx_bitnet.errors import ModelError, one_line
-from onnx_bitnet.graphs import subgraphs
+from onnx_bitnet.graphs import roots, subgraphs
 from onnx_bitnet.report import Reason
 from onnx_bitnet.rewrite import conv, einsum, gemm, matmul
 from onnx_bitnet.rewrite.activation import quantization
@@ -91,12 +91,12 @@ def inline_weight_arguments(model: ir.Model) -> None:
 
 
 def _functions_to_inline(model: ir.Model) -> frozenset[OpId]:
-    roots = {
+    bodies = {
         site.root
         for site in _sites(model, survey(model))
         if isinstance(found := _examine(site), Refusal) and found.reason is Reason.WEIGHT_IS_ARGUMENT
     }
-    targets = (key for key, function in model.functions.items() if function.graph in roots)
+    targets = (key for key, function in model.functions.items() if function.graph in bodies)
     return frozenset(target for target in targets if _can_inline(model, target))
 
 
@@ -117,12 +117,7 @@ def _can_inline(model: ir.Model, target: OpId) -> bool:
     imports = model.opset_imports
     if any(imports.get(domain, version) != version for domain, version in function.opset_imports.items()):
         return False
-    calls = [
-        node
-        for graph in (model.graph, *(function.graph for function in model.functions.values()))
-        for node in graph.all_nodes()
-        if node.op_identifier() == target
-    ]
+    calls = [node for graph in roots(model) for node in graph.all_nodes() if node.op_identifier() == target]
     return bool(calls) and all(
         len(node.inputs) <= len(function.inputs)
         and len(node.outputs) == len(function.outputs)
@@ -134,15 +129,15 @@ def _can_inline(model: ir.Model, target: OpId) -> bool:
 def _sites(model: ir.Model, facts: Facts) -> Iterator[Site]:
     """Yield the candidates with unique names."""
     found = list(_nodes(model.graph, ""))
-    roots = [model.graph] * len(found)
+    owners = [model.graph] * len(found)
     for function in model.functions.values():
         if function.domain != DOMAIN:
             inside = list(_nodes(function.graph, f"function {function.domain}::{function.name}"))
             found += inside
-            roots += [function.graph] * len(inside)
+            owners += [function.graph] * len(inside)
     candidates = [
         (node, where, root)
-        for (node, where), root in zip(found, roots, strict=True)
+        for (node, where), root in zip(found, owners, strict=True)
         if node.outputs and node.outputs[0] not in facts.known
     ]
     natural = [_label(node) for node, _, _ in candidates]

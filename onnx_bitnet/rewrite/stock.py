@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_bitnet import reference
+from onnx_bitnet.graphs import roots
 from onnx_bitnet.quantization.nbits import DynamicInt8, NBits
 from onnx_bitnet.quantization.rotation import Rotation
 from onnx_bitnet.rewrite.records import Linear, operand
@@ -97,7 +98,7 @@ def _array(value: ir.Value) -> np.ndarray:
 
 def stock_nodes(model: ir.Model) -> Iterator[StockNode]:
     """Yield every op of onnxruntime that replaced a layer."""
-    for graph in (model.graph, *(function.graph for function in model.functions.values())):
+    for graph in roots(model):
         for node in ir.traversal.RecursiveGraphIterator(graph):
             if node.domain == _DOMAIN and LAYER in node.metadata_props:
                 yield StockNode(node.metadata_props[LAYER], node)
