@@ -37,7 +37,8 @@ class Facts:
     Args:
         known: values that are the same in every run: initializers that no caller can override, Constant nodes
             and everything computed from these alone.
-        arguments: inputs of model functions for which some call passes a known value.
+        arguments: inputs of model functions for which some call passes a known value, and what is computed
+            from these alone.
         functions: the model's functions that may be part of a constant subgraph.
         opset: version of the default domain that the model imports.
     """
@@ -62,7 +63,7 @@ def survey(model: ir.Model) -> Facts:
     known: set[ir.Value] = set()
     for container in roots(model):
         _collect(container, known, pure, overridable=model.ir_version >= 4)
-    return Facts(frozenset(known), _constant_arguments(model, known), pure, opset_version(model.graph))
+    return Facts(frozenset(known), _constant_arguments(model, known, pure), pure, opset_version(model.graph))
 
 
 def opset_version(graph: ir.Graph) -> int:
@@ -80,7 +81,8 @@ def why_not(value: ir.Value, facts: Facts) -> NotConstant:
                 f"initializer {value.name!r} is also a graph input; remove it from the inputs",
             )
         if value in facts.arguments:
-            return NotConstant(Reason.WEIGHT_IS_ARGUMENT, f"{value.name!r} is an argument of the function")
+            what = "is an argument" if value.producer() is None else "is made of arguments"
+            return NotConstant(Reason.WEIGHT_IS_ARGUMENT, f"{value.name!r} {what} of the function")
         node = value.producer()
         if node is None or value in seen:
             return NotConstant(Reason.WEIGHT_NOT_CONSTANT, f"{value.name!r} is an input")
@@ -152,22 +154,27 @@ def _is_pure(nodes: Iterable[ir.Node], pure: Mapping[OpId, ir.Function]) -> bool
     return all(node.op_identifier() in pure or (node.domain == "" and not _is_random(node)) for node in nodes)
 
 
-def _constant_arguments(model: ir.Model, known: Set[ir.Value]) -> frozenset[ir.Value]:
-    """Return the function inputs that get a known value at some call, through calls inside functions too."""
+def _constant_arguments(
+    model: ir.Model, known: Set[ir.Value], pure: Mapping[OpId, ir.Function]
+) -> frozenset[ir.Value]:
+    """Return the function inputs that get a known value at some call, and what these alone make."""
     calls = [
         (function.inputs, node.inputs)
         for graph in roots(model)
         for node in graph.all_nodes()
         if (function := model.functions.get(node.op_identifier())) is not None
     ]
-    arguments: set[ir.Value] = set()
-    while True:
+    constant = set(known)
+    while calls:
+        for function in model.functions.values():
+            _collect(function.graph, constant, pure, overridable=True)
         passed = {
             formal
             for formals, actuals in calls
             for formal, actual in zip(formals, actuals, strict=False)
-            if actual in known or actual in arguments
+            if actual in constant
         }
-        if passed <= arguments:
-            return frozenset(arguments)
-        arguments |= passed
+        if passed <= constant:
+            break
+        constant |= passed
+    return frozenset(constant - known)

@@ -41,7 +41,7 @@ def test_weight_that_is_an_argument_is_inlined():
     first = find(proto)[0]
     assert isinstance(first, Refusal)
     assert first.reason is Reason.WEIGHT_IS_ARGUMENT
-    assert first.detail == "'weight' is an argument of the function"
+    assert first.detail == "'turned' is made of arguments of the function"
     model = convert(proto)
     assert ops(model) == ["MatMulI2S", "MatMulI2S"]
     assert [function.name for function in model.functions] == ["MatMulI2S"]
@@ -70,14 +70,15 @@ def test_only_functions_with_such_weights_are_inlined():
     np.testing.assert_array_equal(stock(model, feeds)[0], reference(proto, feeds)[0])
 
 
-def test_argument_that_goes_through_two_functions_is_inlined():
+@pytest.mark.parametrize("before", ["p = local.Project (x, w)", "n = Neg (w) p = local.Project (x, n)"])
+def test_argument_that_goes_through_two_functions_is_inlined(before):
     proto = build(
         f"g (float[b, {K}] x) => (float[b, {N}] y) {{ y = local.Outer (x, W) }}",
         {"W": ternary(N, K)},
         domains=["local"],
         functions=PROJECT % 18
-        + """<domain: "local", opset_import: ["" : 18, "local" : 1]>
-        Outer (x, w) => (y) { p = local.Project (x, w) \n y = Relu (p) }""",
+        + f"""<domain: "local", opset_import: ["" : 18, "local" : 1]>
+        Outer (x, w) => (y) {{ {before} y = Relu (p) }}""",
     )
     model = convert(proto)
     assert ops(model) == ["MatMulI2S", "Relu"]
