@@ -133,6 +133,11 @@ def _check_external(path: Path, folder: Path, tensor: ir.ExternalTensor) -> Path
     length = tensor.length if tensor.length is not None else tensor.nbytes
     end = (tensor.offset or 0) + length
     size = file.stat().st_size
+    if file.stat().st_nlink > 1:
+        raise ModelError(
+            f"{where}: its data file {str(file)!r} has several hard links, which onnx refuses as a possible "
+            "way to read other files; copy it"
+        )
     if length != tensor.nbytes:
         raise ModelError(
             f"{where}: {length} bytes of data recorded, its shape {list(tensor.shape)} needs {tensor.nbytes}"

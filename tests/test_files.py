@@ -199,6 +199,12 @@ def test_links_to_elsewhere_are_refused(external):
         files.read(inner / "in.onnx")
 
 
+def test_data_with_several_hard_links_is_refused_with_a_way_out(external):
+    external.with_name("other").hardlink_to(external.with_name("in.data"))
+    with pytest.raises(ModelError, match=r"in.data' has several hard links, .*; copy it"):
+        files.read(external)
+
+
 def test_external_data_of_another_length_than_the_shape_is_refused(external):
     model = ir.load(external)
     model.graph.initializers["w"].const_value = ir.ExternalTensor(
