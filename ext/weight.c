@@ -54,7 +54,7 @@ static int is_aligned(const char *p, size_t size)
 /* Whether float32 at p and every `stride` bytes on can be read as what it is. */
 static int is_float_matrix(const char *p, ptrdiff_t stride)
 {
-    return is_aligned(p, sizeof(float)) && stride > 0 && stride % (ptrdiff_t)sizeof(float) == 0;
+    return is_aligned(p, sizeof(float)) && stride % (ptrdiff_t)sizeof(float) == 0;
 }
 
 /* Converts `count` elements that lie `stride` bytes apart. */
@@ -78,8 +78,7 @@ int bn_rows_open(bn_rows *rows, const bn_weight *w, size_t first, size_t last)
 {
     const size_t size = item_size(w->type);
     const int whole = w->col_stride == (ptrdiff_t)size; /* rows lie whole in memory */
-    const int direct = whole && w->type == BN_WEIGHT_FLOAT32 && is_aligned(w->data, sizeof(float)) &&
-                       w->row_stride % (ptrdiff_t)sizeof(float) == 0;
+    const int direct = whole && w->type == BN_WEIGHT_FLOAT32 && is_float_matrix(w->data, w->row_stride);
     rows->w = w;
     rows->widen = (bn_widen_fn *)bn_find("widen", "f16", w->isas)->fn;
     rows->transpose = (bn_transpose_fn *)bn_find("transpose", "f32", w->isas)->fn;
@@ -112,7 +111,8 @@ static void load_panel(bn_rows *rows, const char *src, size_t count)
 {
     const bn_weight *w = rows->w;
     const int dense = w->row_stride == (ptrdiff_t)item_size(w->type);
-    const int direct = dense && w->type == BN_WEIGHT_FLOAT32 && is_float_matrix(src, w->col_stride);
+    const int direct = dense && w->type == BN_WEIGHT_FLOAT32 && w->col_stride > 0 &&
+                       is_float_matrix(src, w->col_stride);
     float tile[TILE][ROOM];
     for (size_t col = 0; col < w->k; col += TILE, src += TILE * w->col_stride) {
         const size_t cols = w->k - col < TILE ? w->k - col : TILE;

@@ -132,8 +132,8 @@ def _check_external(path: Path, folder: Path, tensor: ir.ExternalTensor) -> Path
         raise ModelError(f"{where}: its data file {str(file)!r} is missing; put it beside the model")
     length = tensor.length if tensor.length is not None else tensor.nbytes
     end = (tensor.offset or 0) + length
-    size = file.stat().st_size
-    if file.stat().st_nlink > 1:
+    status = file.stat()
+    if status.st_nlink > 1:
         raise ModelError(
             f"{where}: its data file {str(file)!r} has several hard links, which onnx refuses as a possible "
             "way to read other files; copy it"
@@ -142,9 +142,9 @@ def _check_external(path: Path, folder: Path, tensor: ir.ExternalTensor) -> Path
         raise ModelError(
             f"{where}: {length} bytes of data recorded, its shape {list(tensor.shape)} needs {tensor.nbytes}"
         )
-    if end > size:
+    if end > status.st_size:
         raise ModelError(
-            f"{where}: its data file {str(file)!r} is truncated: {size} bytes, {end} are needed; "
+            f"{where}: its data file {str(file)!r} is truncated: {status.st_size} bytes, {end} are needed; "
             "copy it again"
         )
     return file
