@@ -29,7 +29,7 @@ COMPILERS = {
         "flags": ["-O3", "-std=c11", "-fvisibility=hidden", "-ffp-contract=off"],
         "generated": ["-Wno-sign-compare"],
         "probe": ["-Werror"],
-        "link": ["-pthread"],
+        "link": ["-pthread", "-lm"],
         "isa": {},
     },
     "msvc": {

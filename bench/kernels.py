@@ -193,25 +193,48 @@ def transform(kernel: bn.Kernel, k: int, block_size: int) -> Case:
     return Case(f"K {k}, blocks of {block_size}", 1, k, nbytes, nbytes, 0, call, check)
 
 
+def attending(kernel: bn.Kernel, tokens: int, width: int, rows: int = 24) -> Case:
+    """Make a case for attention: a block of rows of one head."""
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=(n, width)).astype(np.float32) for n in (rows, tokens, tokens))
+    padded = -(-tokens // 64) * 64
+    keys = np.zeros((padded, width), np.float32)
+    keys[:tokens] = k
+    panels = np.ascontiguousarray(keys.reshape(-1, 64, width).transpose(0, 2, 1))
+    mask = np.full((1, padded), -np.inf, np.float32)
+    mask[:, :tokens] = 0
+    scores, y = np.zeros((rows, padded), np.float32), np.zeros((rows, width), np.float32)
+
+    def call() -> None:
+        _native.attention(q, panels, v, mask, scores, y, scale=width**-0.5, isa=kernel.isa)
+
+    def check() -> bool:
+        call()
+        heads = (x[None, :, None] for x in (q, k, v))
+        return np.array_equal(y, reference.attention(*heads, mask[:, :tokens], width**-0.5)[0, :, 0])
+
+    nbytes = panels.nbytes + v.nbytes + q.nbytes + y.nbytes
+    what = f"{tokens} tokens, width {width}"
+    return Case(what, rows, k.size + v.size, nbytes, nbytes, 2 * rows * (k.size + v.size), call, check)
+
+
 def cases(kernel: bn.Kernel, shapes: list[tuple[int, int]], rows: list[int], cold: int) -> Iterator[Case]:
     """Yield what to time of a kernel; nothing for an op or format that this program does not know."""
     longest = max(k for _, k in shapes)
     lengths = (longest, 16 * longest)
     match kernel.op, kernel.format:
         case (("dot" | "dotf"), _):
-            for n, k in shapes:
-                for m in rows:
-                    yield products(kernel, n, k, m, cold)
+            yield from (products(kernel, n, k, m, cold) for n, k in shapes for m in rows)
         case "actq", "f32":
-            for k in lengths:
-                for bits in (8, 16):
-                    yield quantization(kernel, k, bits)
+            yield from (quantization(kernel, k, bits) for k in lengths for bits in (8, 16))
         case "scale", "i32":
             yield from (scaling(kernel, groups) for groups in (1, 20))
         case "hadamard", "f32":
             yield from (transform(kernel, -(-k // 128) * 128, 128) for k in lengths)
         case (("widen" | "narrow"), "f16"):
             yield from (halves(kernel, k) for k in lengths)
+        case "attention", "f32":
+            yield from (attending(kernel, tokens, width) for tokens in (128, 1024) for width in (32, 64))
 
 
 def overhead(kernel: bn.Kernel, seconds: float) -> float:
@@ -222,6 +245,7 @@ def overhead(kernel: bn.Kernel, seconds: float) -> float:
         "actq": lambda: quantization(kernel, 16, 8),
         "scale": lambda: scaling(kernel, 1, 1),
         "hadamard": lambda: transform(kernel, 16, 16),
+        "attention": lambda: attending(kernel, 1, 16, 1),
         "widen": lambda: halves(kernel, 1),
         "narrow": lambda: halves(kernel, 1),
     }

@@ -121,6 +121,34 @@ typedef struct {
 } bn_hadamard_args;
 typedef void bn_hadamard_fn(const bn_hadamard_args *a);
 
+/* attention: y[row] = softmax over t of (scale * q[row] . k[t] + mask[row][t]) times v, for rows of one head.
+ * In float32, `fma` rounded once:
+ *     s[t] = fma(.. fma(q[0], k[t][0], 0) .., over i in order), then s[t] = fma(s[t], scale, mask[t])
+ *     p[t] = exp(s[t] - max s), as exponential.h computes it
+ *     total = 16 sums, lane j of p[j], p[16 + j] .. in order; then lanes j and 8 + j, 4 + j, 2 + j, 1 + j
+ *     y[i] = fma(.. fma(p[0], v[0][i], 0) .., over t in order) * (1 / total)
+ * NaN anywhere, and a row that is masked throughout, give NaN. */
+enum {
+    BN_KEYS = 64,   /* in a panel */
+    BN_VALUES = 16, /* a row of values is filled up to a multiple of this */
+    BN_ATTENTION_ROWS = 24
+};
+
+typedef struct {
+    const float *q;      /* (rows, q_stride) of which (rows, width) are used */
+    const float *keys;   /* (panels, width, 64) panels of 64 keys; past the last one anything finite */
+    const float *values; /* (tokens, value_stride), past value_width up to a multiple of 16 anything finite */
+    const float *mask;   /* (rows, mask_stride) of which (rows, 64 * panels); -inf past the last token */
+    float *scores;       /* room for (rows, 64 * panels) */
+    float *y;            /* (rows, y_stride) of which (rows, value_width) are written */
+    size_t q_stride, value_stride, mask_stride, y_stride;
+    size_t rows; /* 1 to 24 */
+    size_t tokens, value_width; /* 1 or more */
+    size_t width;
+    float scale;
+} bn_attention_args;
+typedef void bn_attention_fn(const bn_attention_args *a);
+
 /* transpose: y[col][row] = x[row][col], bit for bit, whatever the bits stand for. */
 typedef struct {
     const float *x; /* (rows, x_stride) of which (rows, cols) are used */

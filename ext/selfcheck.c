@@ -1,5 +1,6 @@
 #include "selfcheck.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -29,6 +30,7 @@ typedef struct {
             float inv_s;
         } row;
     } out[2]; /* of the kernel, of the scalar one */
+    float mask[2 * BN_KEYS], scores[BN_ATTENTION_ROWS * 2 * BN_KEYS];
     bn_tiles_fn *tiles;
 } bench;
 
@@ -231,6 +233,40 @@ static int check_hadamard(bench *b, bn_any_fn *kernel, bn_any_fn *scalar)
     return same;
 }
 
+/* Two panels of keys, the last one not full, and rows in strips and alone; the widths fill no vector. */
+static int check_attention(bench *b, bn_any_fn *kernel, bn_any_fn *scalar)
+{
+    enum { WIDTH = 19, VALUES = 37, TOKENS = BN_KEYS + 9, PADDED = 2 * BN_KEYS };
+    static const size_t rows[] = {1, 5, 8, BN_ATTENTION_ROWS};
+    int same = 1;
+
+    for (size_t t = 0; t < PADDED; t++) {
+        b->mask[t] = t < TOKENS ? (float)(t % 3) : -INFINITY;
+    }
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        for (int which = 0; which < 2; which++) {
+            ((bn_attention_fn *)(which ? scalar : kernel))(&(bn_attention_args){
+                .q = b->x,
+                .keys = b->x + 1,
+                .values = b->x + 2,
+                .mask = b->mask,
+                .scores = b->scores,
+                .y = b->out[which].values,
+                .q_stride = WIDTH,
+                .value_stride = 48,
+                .y_stride = VALUES,
+                .rows = rows[i],
+                .tokens = TOKENS,
+                .width = WIDTH,
+                .value_width = VALUES,
+                .scale = 0.001f,
+            });
+        }
+        same &= is_same(b);
+    }
+    return same;
+}
+
 static int check_panel(bench *b, bn_any_fn *kernel, bn_any_fn *scalar)
 {
     int same = 1;
@@ -256,7 +292,7 @@ static const struct {
 } checks[] = {
     {"dot", check_dot},     {"dotf", check_dotf},     {"actq", check_actq},
     {"scale", check_scale}, {"widen", check_widen},   {"narrow", check_narrow},
-    {"panel", check_panel}, {"hadamard", check_hadamard},
+    {"panel", check_panel}, {"hadamard", check_hadamard}, {"attention", check_attention},
 };
 
 /* ---- All of them ------------------------------------------------------------------------------- */

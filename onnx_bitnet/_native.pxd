@@ -146,6 +146,21 @@ cdef extern from "kernel.h" nogil:
         float *y
         size_t rows, k, block
     ctypedef void bn_hadamard_fn(const bn_hadamard_args *)
+    enum:
+        BN_KEYS
+        BN_VALUES
+        BN_ATTENTION_ROWS
+    ctypedef struct bn_attention_args:
+        const float *q
+        const float *keys
+        const float *values
+        const float *mask
+        float *scores
+        float *y
+        size_t q_stride, value_stride, mask_stride, y_stride
+        size_t rows, tokens, value_width, width
+        float scale
+    ctypedef void bn_attention_fn(const bn_attention_args *)
     ctypedef struct bn_transpose_args:
         const float *x
         float *y

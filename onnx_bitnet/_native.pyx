@@ -549,6 +549,43 @@ def hadamard(const float[:, ::1] x, const float[::1] signs, float[:, ::1] y, *, 
         fn(&args)
 
 
+def attention(const float[:, ::1] q, const float[:, :, ::1] keys, const float[:, ::1] values,
+              const float[:, ::1] mask, float[:, ::1] scores, float[:, ::1] y, *, float scale, isa):
+    """Run the kernel `attention f32` of one instruction set on rows of one head.
+
+    Args:
+        q: (rows, width), at most 24 rows.
+        keys: (panels, width, 64), each panel 64 keys turned; past the last one anything finite.
+        values: (tokens, value width rounded up to 16).
+        mask: (rows or 1, 64 * panels), -inf past the last token.
+        scores: out (rows, 64 * panels), room to work in.
+        y: out (rows, value width).
+        scale: a number.
+        isa: name of the kernel's instruction set.
+    """
+    cdef size_t rows = q.shape[0], padded = BN_KEYS * keys.shape[0]
+    _require(0 < rows <= BN_ATTENTION_ROWS, f"q must have 1 to {BN_ATTENTION_ROWS} rows")
+    _require(keys.shape[0] > 0 and (keys.shape[1], keys.shape[2]) == (q.shape[1], BN_KEYS),
+             f"keys must be (panels, {q.shape[1]}, {BN_KEYS})")
+    _require(padded - BN_KEYS < <size_t>values.shape[0] <= padded, "values must fill the panels of keys")
+    _require(mask.shape[0] in (1, rows) and <size_t>mask.shape[1] == padded,
+             f"mask must be (1 or {rows}, {padded})")
+    _require((scores.shape[0], scores.shape[1]) == (rows, padded), f"scores must be ({rows}, {padded})")
+    _require(<size_t>y.shape[0] == rows and y.shape[1] > 0 and values.shape[1] % BN_VALUES == 0
+             and 0 <= values.shape[1] - y.shape[1] < BN_VALUES,
+             "y must have the rows of q and the width of v")
+    cdef bn_attention_fn *fn = <bn_attention_fn *>_kernel("attention", "f32", isa)
+    cdef bn_attention_args args
+    args.q, args.q_stride, args.width = &q[0, 0] if q.shape[1] else NULL, q.shape[1], q.shape[1]
+    args.keys = &keys[0, 0, 0] if q.shape[1] else NULL
+    args.values, args.value_stride = &values[0, 0], values.shape[1]
+    args.mask, args.mask_stride = &mask[0, 0], 0 if mask.shape[0] == 1 else padded
+    args.scores, args.y, args.y_stride = &scores[0, 0], &y[0, 0], y.shape[1]
+    args.rows, args.tokens, args.value_width, args.scale = rows, values.shape[0], y.shape[1], scale
+    with nogil:
+        fn(&args)
+
+
 def transpose(const float[:, ::1] x, float[:, ::1] y, *, isa):
     """Run the kernel `transpose f32` of one instruction set: x (rows, columns) to y (columns, rows)."""
     _require(x.size > 0 and (x.shape[0], x.shape[1]) == (y.shape[1], y.shape[0]), "y must be x transposed")

@@ -43,6 +43,7 @@ RECIPE_OPTIONS: dict[str, Any] = {
     "keep_first": Annotated[bool | None, typer.Option("--keep-first", help="leave the first layer float")],
     "keep_last": Annotated[bool | None, typer.Option("--keep-last", help="leave the last layer float")],
     "fuse": Annotated[bool | None, typer.Option("--fuse", help="one op for layers with the same input")],
+    "attention": Annotated[str | None, typer.Option(help="auto, fused: one op in float32, or keep")],
     "mask": Annotated[
         str | None,
         typer.Option(help="input that is 0 where --data is padding, which is left out; or none"),

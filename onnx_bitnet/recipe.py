@@ -39,6 +39,7 @@ MEASURED_ROUNDINGS = ROUNDINGS[4:]
 # "dynamic": each row by its own peak; the others: one step for all rows, from calibration, see ranges.py.
 ACTIVATION_SCALES = ("dynamic", "minmax", "percentile", "mse", "kl", "moving-average")
 SCALE_TYPES = ("auto", "float32", "float16", "bfloat16")
+ATTENTIONS = ("auto", "fused", "keep")
 INTEGER_ACTIONS = ("int4", "int8")
 FLOAT_ACTIONS = ("fp8e4m3", "fp8e5m2", "fp4e2m1")
 ACTIONS = ("keep", *INTEGER_ACTIONS, *FLOAT_ACTIONS)
@@ -203,6 +204,9 @@ class Recipe:
         keep_last: leave the last linear layer float.
         fuse: let layers that read the same activations, such as q, k and v, be one op and a Split. Results
             are the same bits; docs/speed.md says what it gains.
+        attention: `fused` makes the attention of many heads one op in float32, which is faster and holds no
+            scores in memory; `keep` leaves the graph's nodes. `auto` is fused where a layer is converted at
+            a loss: what is exact keeps the bits of the graph, as far as onnxruntime does.
         mask: the input (batch, sequence) of the model that is 0 where a batch of data is filled up: rows of
             activations there are not calibrated by. `none` counts all rows.
         target: `custom` writes packed ops; `ort` writes the same weights in ops of stock onnxruntime, and
@@ -236,6 +240,7 @@ class Recipe:
     keep_first: bool = False
     keep_last: bool = False
     fuse: bool = False
+    attention: str = "auto"
     mask: str = "attention_mask"
     target: str = "custom"
     min_cosine: float | None = None
@@ -253,6 +258,7 @@ class Recipe:
         check_layer_fields(dataclasses.asdict(self))
         check_one_of("target", self.target, TARGETS)
         check_one_of("layout", self.layout, LAYOUTS)
+        check_one_of("attention", self.attention, ATTENTIONS)
         check_one_of("target_cpu", self.target_cpu, TARGET_CPUS)
         if self.target_cpu == "native":
             object.__setattr__(self, "target_cpu", strongest())
@@ -261,8 +267,8 @@ class Recipe:
             raise RecipeError("layout 'panel' holds i2s codes only; leave it out, or use format 'i2s'")
         if not isinstance(self.mask, str):
             raise RecipeError(f"mask = {self.mask!r} is no name of an input; use 'none' for none")
-        if self.target != "custom" and (self.fuse or self.layout == "panel"):
-            raise RecipeError(f"target {self.target!r} has no packed ops to fuse or lay out")
+        if self.target != "custom" and (self.fuse or self.layout == "panel" or self.attention == "fused"):
+            raise RecipeError(f"target {self.target!r} has no ops of ours to fuse or lay out")
         for rule in self.rules:
             check_layer_fields(rule.overrides)
         scales = [self.activation_scale, *(rule.overrides.get("activation_scale") for rule in self.rules)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 def pack_i2s(codes: np.ndarray) -> np.ndarray:
@@ -334,6 +335,77 @@ def block_hadamard(x: np.ndarray, signs: np.ndarray, block_size: int) -> np.ndar
             stride *= 2
         y = y * np.float32(1 / math.sqrt(block_size))
         return y.reshape(x.shape).astype(x.dtype)
+
+
+def attention(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray, scale: float | np.float32
+) -> np.ndarray:
+    """Compute softmax(scale * q k + mask) v: Attention.
+
+    The order of the float operations, which ext/kernel.h states, is part of the definition.
+
+    Args:
+        q: float32 (batch or 1, rows, heads or 1, width).
+        k: float32 (batch or 1, tokens, heads or 1, width).
+        v: float32 (batch or 1, tokens, heads or 1, width of y).
+        mask: float32, broadcasts to (batch, heads, rows, tokens).
+        scale: rounded to float32.
+
+    Returns:
+        y float32 (batch, rows, heads, width of y); zeros without tokens.
+    """
+    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
+    tokens = k.shape[2]
+    with np.errstate(over="ignore", invalid="ignore"):
+        scores = np.zeros((*np.broadcast_shapes(q.shape[:-1], (*k.shape[:2], 1)), tokens), np.float32)
+        for i in range(q.shape[3]):
+            scores = fma(q[..., i, None], k[..., None, :, i], scores)
+        scores = fma(scores, np.float32(scale), mask)
+        p = exp(scores - scores.max(axis=-1, keepdims=True, initial=-np.inf))
+        lanes = np.zeros((*p.shape[:-1], 16), np.float32)
+        for first in range(0, tokens, 16):
+            part = p[..., first : first + 16]
+            lanes[..., : part.shape[-1]] += part
+        while lanes.shape[-1] > 1:
+            half = lanes.shape[-1] // 2
+            lanes = lanes[..., :half] + lanes[..., half:]
+        y = np.zeros((*np.broadcast_shapes(p.shape[:-1], (*v.shape[:2], 1)), v.shape[3]), np.float32)
+        for t in range(tokens):
+            y = fma(p[..., t, None], v[..., t, None, :], y)
+        factor = np.float32(1) / lanes if tokens else np.float32(1)
+        return np.ascontiguousarray((y * factor).transpose(0, 2, 1, 3))
+
+
+def exp(x: np.ndarray) -> np.ndarray:
+    """Compute the exponential of float32 x <= 0 as attention does: at most 0.87 units in the last place off.
+
+    Below -87 it is 0.
+    """
+    inside = np.maximum(np.float32(-87), x)
+    shift, log2e, *ln2 = (
+        np.float32(c) for c in (1.5 * 2**23, 1.44269504, -0.693145751953125, -float.fromhex("0x1.7f7d1cp-20"))
+    )
+    n = fma(inside, log2e, shift) - shift
+    r = fma(n, ln2[1], fma(n, ln2[0], inside))
+    p = np.full_like(r, float.fromhex("0x1.6a2434p-10"))
+    for coefficient in ("0x1.1239e2p-7", "0x1.5558f2p-5", "0x1.555492p-3", "0x1.fffffcp-2", "0x1p0", "0x1p0"):
+        p = fma(p, r, np.float32(float.fromhex(coefficient)))
+    return np.where(x < -87, np.float32(0), np.ldexp(p, np.nan_to_num(n).astype(np.int32)))
+
+
+def fma(a: ArrayLike, b: ArrayLike, c: ArrayLike) -> np.ndarray:
+    """Compute a * b + c of float32, rounded once.
+
+    The product is exact in float64; the sum is rounded to odd there, so that rounding it again loses nothing
+    (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008).
+    """
+    product = np.multiply(a, b, dtype=np.float64)
+    total = np.asarray(product + c)
+    back = total - product
+    error = (product - (total - back)) + (c - back)
+    is_even = total.view(np.int64) & 1 == 0
+    to_odd = np.isfinite(total) & (error != 0) & is_even
+    return np.where(to_odd, np.nextafter(total, np.copysign(np.inf, error)), total).astype(np.float32)
 
 
 def dequantize(

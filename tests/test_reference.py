@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
@@ -159,3 +161,44 @@ def test_block_hadamard_is_the_product_with_an_orthogonal_matrix(block_size: int
     numbers = range(block_size)
     signs = np.array([[(-1) ** (i & j).bit_count() for j in numbers] for i in numbers], np.float32)
     assert np.array_equal(h[:block_size, :block_size], signs * np.float32(1 / np.sqrt(block_size)))
+
+
+def test_attention_is_softmax_of_products():
+    rng = np.random.default_rng(0)
+    q, k, v = (
+        rng.normal(size=shape).astype(np.float32) for shape in ((2, 5, 3, 8), (2, 9, 3, 8), (2, 9, 3, 4))
+    )
+    mask = rng.normal(size=(2, 1, 5, 9)).astype(np.float32)
+    scores = 0.5 * np.einsum("brhi,bthi->bhrt", q.astype(np.float64), k) + mask
+    weights = np.exp(scores) / np.exp(scores).sum(axis=-1, keepdims=True)
+    expected = np.einsum("bhrt,bthi->brhi", weights, v)
+    np.testing.assert_allclose(reference.attention(q, k, v, mask, 0.5), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_attention_to_nothing_is_zero():
+    q, k = np.ones((1, 2, 3, 4), np.float32), np.ones((1, 0, 3, 4), np.float32)
+    assert not reference.attention(q, k, k, np.zeros((1, 1, 1, 1), np.float32), 1.0).any()
+
+
+def test_exp_is_within_a_unit_in_the_last_place():
+    x = -np.linspace(0, 87, 200001, dtype=np.float32)
+    exact = np.exp(x.astype(np.float64))
+    off = np.abs(reference.exp(x) - exact) / np.spacing(exact.astype(np.float32))
+    assert off.max() < 0.88
+    assert reference.exp(np.float32([0, -87.01, -1e9, -np.inf])).tolist() == [1, 0, 0, 0]
+    assert np.isnan(reference.exp(np.float32([np.nan]))).all()
+
+
+def test_fma_rounds_once():
+    """Among them sums that are in the middle of two floats but for bits that float64 does not hold."""
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 3000)).astype(np.float32)
+    c = (rng.normal(size=3000) * 2.0 ** rng.integers(-40, 40, 3000)).astype(np.float32)
+    middle = np.float32([1 + 2**-23, 1 - 2**-23]), np.float32([2**-24, 2**-24]), np.float32([1, 1 + 2**-23])
+    a, b, c = (np.concatenate(pair) for pair in zip((a, b, c), middle, strict=True))
+    for got, x, y, z in zip(reference.fma(a, b, c).tolist(), *(v.tolist() for v in (a, b, c)), strict=True):
+        exact = Fraction(x) * Fraction(y) + Fraction(z)
+        off = abs(Fraction(got) - exact)
+        for other in np.nextafter(np.float32(got), np.float32([-np.inf, np.inf])).tolist():
+            assert off < abs(Fraction(other) - exact) or np.float32(got).view(np.int32) % 2 == 0
+            assert off <= abs(Fraction(other) - exact)

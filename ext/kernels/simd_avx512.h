@@ -1,5 +1,5 @@
 /* What the AVX-512 kernels share: vectors of floats, by names that are the same in the header of each
- * instruction set, for kernels whose shape is (hadamard_wide.h, scale_groups.h). */
+ * instruction set, for kernels whose shape is (attention_wide.h, hadamard_wide.h, scale_groups.h). */
 #ifndef BN_SIMD_AVX512_H
 #define BN_SIMD_AVX512_H
 
@@ -39,6 +39,18 @@ BN_INLINE bn_floats bn_sub(bn_floats a, bn_floats b)
 BN_INLINE bn_floats bn_mul(bn_floats a, bn_floats b)
 {
     return _mm512_mul_ps(a, b);
+}
+
+/* a * b + c, rounded once. */
+BN_INLINE bn_floats bn_fma(bn_floats a, bn_floats b, bn_floats c)
+{
+    return _mm512_fmadd_ps(a, b, c);
+}
+
+/* The larger one; where b is NaN, that. */
+BN_INLINE bn_floats bn_max(bn_floats a, bn_floats b)
+{
+    return _mm512_max_ps(a, b);
 }
 
 #endif

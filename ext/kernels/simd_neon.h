@@ -1,5 +1,5 @@
 /* What the NEON kernels share: the codes of a panel, and vectors of floats by names that are the same in
- * the header of each instruction set, for kernels whose shape is (hadamard_wide.h, scale_groups.h).
+ * the header of each instruction set, for kernels whose shape is (attention_wide.h, hadamard_wide.h, scale_groups.h).
  *
  * Layout   A quarter of a vector of a panel (layout.h), 16 bytes, is 4 outputs x 16 inputs: byte
  *          4i + j holds the codes of inputs j, 4 + j, 8 + j and 12 + j of output i, in fields 0 to
@@ -85,6 +85,18 @@ BN_INLINE bn_floats bn_sub(bn_floats a, bn_floats b)
 BN_INLINE bn_floats bn_mul(bn_floats a, bn_floats b)
 {
     return vmulq_f32(a, b);
+}
+
+/* a * b + c, rounded once. */
+BN_INLINE bn_floats bn_fma(bn_floats a, bn_floats b, bn_floats c)
+{
+    return vfmaq_f32(c, a, b);
+}
+
+/* The larger one; where b is NaN, that. */
+BN_INLINE bn_floats bn_max(bn_floats a, bn_floats b)
+{
+    return vmaxq_f32(a, b);
 }
 
 #endif

@@ -204,6 +204,7 @@ static size_t ORT_CALL input_count(const ort_custom_op *op)
 
 const ort_custom_op bn_block_hadamard = {
     BN_OP_COMMON,
+    .InferOutputShapeFn = bn_infer_shape,
     .GetName = op_name,
     .GetInputType = input_type,
     .GetInputTypeCount = input_count,

@@ -5,32 +5,19 @@
 #include "node.h"
 #include "ops.h"
 
-/* Gives y the shape of x, with n as its last dimension unless n is 0.
- *
- * An unknown dimension without a name reads -1 with an empty symbol.  Given back like that, ONNX
+/* An unknown dimension without a name reads -1 with an empty symbol.  Given back like that, ONNX
  * Runtime takes -1 for a length and folds a Shape of y to it, so such a dimension gets a name that
  * no other has. */
-static ort_status *set_y_shape(bn_host *host, ort_shape_context *context, const ort_tensor_info *x,
-                               int type, size_t rank, int64_t n)
+ort_status *bn_set_y_shape(bn_host *host, ort_shape_context *context, const int64_t *dims,
+                           const char **symbols, int type, size_t rank)
 {
     const ort_api *api = host->api;
-    int64_t dims[BN_MAX_RANK];
-    const char *symbols[BN_MAX_RANK];
     char fresh[BN_MAX_RANK][32];
     ort_tensor_info *y = NULL;
 
-    ort_status *status = ort_GetDimensions(api)(x, dims, rank);
-    if (status == NULL) {
-        status = ort_GetSymbolicDimensions(api)(x, symbols, rank);
-    }
-    if (status == NULL) {
-        status = ort_CreateTensorTypeAndShapeInfo(api)(&y);
-    }
+    ort_status *status = ort_CreateTensorTypeAndShapeInfo(api)(&y);
     if (status != NULL) {
         return status;
-    }
-    if (n > 0) {
-        dims[rank - 1] = n;
     }
     for (size_t i = 0; i < rank; i++) {
         if (dims[i] >= 0) {
@@ -63,7 +50,8 @@ ort_status *ORT_CALL bn_infer_shape(const ort_custom_op *op, ort_shape_context *
     const ort_api *api = host->api;
     ort_tensor_info *x = NULL;
     const ort_attribute *attribute = NULL;
-    int64_t n = 0;
+    int64_t n = 0, dims[BN_MAX_RANK];
+    const char *symbols[BN_MAX_RANK];
     size_t rank = 0, size = 0;
     int type = ORT_FLOAT;
 
@@ -84,7 +72,17 @@ ort_status *ORT_CALL bn_infer_shape(const ort_custom_op *op, ort_shape_context *
     if (status != NULL || rank == 0 || rank > BN_MAX_RANK || (has_n && n < 1)) {
         return status;
     }
-    return set_y_shape(host, context, x, type, rank, n);
+    status = ort_GetDimensions(api)(x, dims, rank);
+    if (status == NULL) {
+        status = ort_GetSymbolicDimensions(api)(x, symbols, rank);
+    }
+    if (status != NULL) {
+        return status;
+    }
+    if (has_n) {
+        dims[rank - 1] = n;
+    }
+    return bn_set_y_shape(host, context, dims, symbols, type, rank);
 }
 
 const char *ORT_CALL bn_execution_provider(const ort_custom_op *op)

@@ -224,23 +224,6 @@ static void ORT_CALL destroy_kernel(void *state)
     }
 }
 
-/* The session's threads, as matmul.h wants them.  The first failure is kept; nothing runs after. */
-typedef struct {
-    const ort_api *api;
-    const ort_kernel_context *context;
-    ort_status *status;
-} pool;
-
-static void parallel_for(void *context, void (*task)(void *arg, size_t index), size_t count,
-                         void *arg)
-{
-    pool *threads = context;
-    if (threads->status == NULL) {
-        threads->status = ort_KernelContext_ParallelFor(threads->api)(threads->context, task,
-                                                                      count, 0, arg);
-    }
-}
-
 static ort_status *ORT_CALL run_kernel(void *state, ort_kernel_context *context)
 {
     const kernel *k = state;
@@ -250,9 +233,9 @@ static ort_status *ORT_CALL run_kernel(void *state, ort_kernel_context *context)
     if (status != NULL || run.rows == 0) {
         return status;
     }
-    pool threads = {k->api, context, NULL};
+    bn_pool threads = {k->api, context, NULL};
     const char *reason =
-        bn_matmul_run(k->layer, run.x, run.y, run.rows, k->type, parallel_for, &threads);
+        bn_matmul_run(k->layer, run.x, run.y, run.rows, k->type, bn_run_in_pool, &threads);
     if (threads.status != NULL || reason == NULL) {
         return threads.status;
     }
@@ -286,6 +269,7 @@ static size_t ORT_CALL input_count(const ort_custom_op *op)
 
 const ort_custom_op bn_matmul_op = {
     BN_OP_COMMON,
+    .InferOutputShapeFn = bn_infer_shape,
     .GetName = op_name,
     .GetInputType = input_type,
     .GetInputTypeCount = input_count,

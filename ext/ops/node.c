@@ -188,3 +188,47 @@ ort_status *bn_open_rows(const ort_api *api, ort_kernel_context *context, int64_
     }
     return status;
 }
+
+ort_status *bn_open_tensor(const ort_api *api, ort_kernel_context *context, size_t index, const char *name,
+                           bool is_exact, size_t rank, bn_tensor *tensor)
+{
+    const ort_value *value = NULL;
+    ort_tensor_info *info = NULL;
+    void *data = NULL;
+    size_t count = 0;
+
+    ort_status *status = ort_KernelContext_GetInput(api)(context, index, &value);
+    if (status == NULL) {
+        status = ort_GetTensorTypeAndShape(api)(value, &info);
+    }
+    if (status != NULL) {
+        return status;
+    }
+    status = ort_GetDimensionsCount(api)(info, &count);
+    if (status == NULL && (count > rank || (is_exact && count < rank))) {
+        char message[96];
+        snprintf(message, sizeof message, "input %s has rank %zu; it must have rank %s%zu", name, count,
+                 is_exact ? "" : "up to ", rank);
+        status = ort_CreateStatus(api)(ORT_INVALID_ARGUMENT, message);
+    }
+    for (size_t i = 0; status == NULL && i < rank - count; i++) {
+        tensor->dims[i] = 1;
+    }
+    if (status == NULL) {
+        status = ort_GetDimensions(api)(info, tensor->dims + (rank - count), count);
+    }
+    ort_ReleaseTensorTypeAndShapeInfo(api)(info);
+    if (status == NULL) {
+        status = ort_GetTensorMutableData(api)((ort_value *)value, &data);
+        tensor->data = data;
+    }
+    return status;
+}
+
+void bn_run_in_pool(void *context, void (*task)(void *arg, size_t index), size_t count, void *arg)
+{
+    bn_pool *pool = context;
+    if (pool->status == NULL) {
+        pool->status = ort_KernelContext_ParallelFor(pool->api)(pool->context, task, count, 0, arg);
+    }
+}

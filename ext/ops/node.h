@@ -68,4 +68,24 @@ typedef struct {
 ort_status *bn_open_rows(const ort_api *api, ort_kernel_context *context, int64_t k, int64_t n,
                          bn_rows *rows);
 
+/* An input of a run.  Where it has a smaller rank than asked for, dimensions of 1 come first. */
+typedef struct {
+    int64_t dims[4];
+    const void *data;
+} bn_tensor;
+
+/* Reads an input whose rank must be `rank`, at most 4, or up to that where it need not be exact. */
+ort_status *bn_open_tensor(const ort_api *api, ort_kernel_context *context, size_t index, const char *name,
+                           bool is_exact, size_t rank, bn_tensor *tensor);
+
+/* The session's threads.  The first failure is kept; nothing runs after. */
+typedef struct {
+    const ort_api *api;
+    const ort_kernel_context *context;
+    ort_status *status;
+} bn_pool;
+
+/* A bn_parallel_for (parallel.h) whose context is a bn_pool. */
+void bn_run_in_pool(void *pool, void (*task)(void *arg, size_t index), size_t count, void *arg);
+
 #endif

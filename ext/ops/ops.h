@@ -26,6 +26,7 @@ typedef struct {
 
 extern const ort_custom_op bn_matmul_op; /* of every format (matmul.c) */
 extern const ort_custom_op bn_block_hadamard;
+extern const ort_custom_op bn_attention_op;
 
 /* Callbacks that are the same for every op with x as input 0 and y as its only output, of shape
  * (..., N) where the op has an attribute N, else of that of x (common.c). */
@@ -38,11 +39,16 @@ int ORT_CALL bn_first_version(const ort_custom_op *op);
 int ORT_CALL bn_last_version(const ort_custom_op *op);
 ort_status *ORT_CALL bn_infer_shape(const ort_custom_op *op, ort_shape_context *context);
 
+/* Gives y this type and shape; `symbols` are names of the dimensions that are -1, or NULL or empty. */
+ort_status *bn_set_y_shape(bn_host *host, ort_shape_context *context, const int64_t *dims,
+                           const char **symbols, int type, size_t rank);
+
+/* All callbacks above but shape inference. */
 #define BN_OP_COMMON                                                                               \
     .version = ORT_API_VERSION, .GetExecutionProviderType = bn_execution_provider,                 \
     .GetOutputType = bn_output_type, .GetOutputTypeCount = bn_output_count,                        \
     .GetInputCharacteristic = bn_characteristic, .GetOutputCharacteristic = bn_characteristic,     \
-    .GetInputMemoryType = bn_memory_type, .InferOutputShapeFn = bn_infer_shape,                    \
-    .GetStartVersion = bn_first_version, .GetEndVersion = bn_last_version
+    .GetInputMemoryType = bn_memory_type, .GetStartVersion = bn_first_version,                     \
+    .GetEndVersion = bn_last_version
 
 #endif

@@ -28,6 +28,7 @@ static const struct {
     {&bn_matmul_op, BN_FORMAT_i2s, true, ORT_FLOAT16},
     {.callbacks = &bn_block_hadamard, .x_type = ORT_FLOAT},
     {.callbacks = &bn_block_hadamard, .x_type = ORT_FLOAT16},
+    {.callbacks = &bn_attention_op, .x_type = ORT_FLOAT},
 };
 enum { OP_COUNT = sizeof OPS / sizeof OPS[0] };
 

@@ -22,6 +22,7 @@ from onnx_bitnet.errors import Refused
 from onnx_bitnet.quantization.quantized import Quantized
 from onnx_bitnet.recipe import Recipe
 from onnx_bitnet.report import KEPT, Layer, Progress, Reason, Report
+from onnx_bitnet.rewrite.attention import fuse_attention
 from onnx_bitnet.rewrite.cleanup import cleanup
 from onnx_bitnet.rewrite.fuse import Placed, fuse
 from onnx_bitnet.rewrite.plain import restore, spell_out
@@ -210,10 +211,24 @@ def _rewrite(
         placed = fuse(placed, shared)
         layers = _with_ops(layers, placed)
         meant = {op.name: op.quantized for op in placed}
+    attentions = fuse_attention(file.model, shared) if _fuses_attention(recipe, layers) else 0
     if recipe.target != "custom":
         spell_out(file.model)
     used = calibration is not None or inputs is not None
-    return _Transformed(layers, meant, _notes(recipe, layers, calibration, widened=widened), used)
+    notes = _notes(recipe, layers, calibration, widened=widened)
+    return _Transformed(layers, meant, (*notes, *_attention_note(attentions)), used)
+
+
+def _fuses_attention(recipe: Recipe, layers: Sequence[Layer]) -> bool:
+    """Whether attention becomes one op: by itself where layers lose more than its own rounding."""
+    if recipe.target != "custom" or recipe.attention == "keep":
+        return False
+    return recipe.attention == "fused" or any(layer.converted and not layer.lossless for layer in layers)
+
+
+def _attention_note(count: int) -> list[str]:
+    what = f"{count} attention{'s are' if count > 1 else ' is'} one op each, in float32"
+    return [f"{what}; attention 'keep' leaves the graph's own nodes"] if count else []
 
 
 def _with_ops(layers: Sequence[Layer], placed: Sequence[Placed]) -> list[Layer]:

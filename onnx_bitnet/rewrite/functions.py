@@ -360,9 +360,54 @@ def block_hadamard(opset: int) -> ir.Function:
     return ir.serde.deserialize_function(onnx.parser.parse_function(text))
 
 
+_ATTENTION = Template("""
+<opset_import: ["" : $opset], domain: "$domain">
+Attention <scale> (q, k, v, mask) => (y)
+{
+$scale
+    q_heads = Transpose <perm = [0, 2, 1, 3]> (q)
+    k_heads = Transpose <perm = [0, 2, 3, 1]> (k)
+    v_heads = Transpose <perm = [0, 2, 1, 3]> (v)
+    products = MatMul (q_heads, k_heads)
+    scaled = Mul (products, scale)
+    scores = Add (scaled, mask)
+    weights = Softmax <axis = 3> (scores)
+    heads = MatMul (weights, v_heads)
+    y = Transpose <perm = [0, 2, 1, 3]> (heads)
+}
+""")
+
+_SCALE = """
+    scale = Constant <value_float: float = @scale> ()"""
+
+# As in _ATTRIBUTES_11.
+_SCALE_11 = """
+    one = Constant <value = float[1,1] {1.0}> ()
+    scale = Gemm <alpha: float = @scale> (one, one)"""
+
+
+def attention(opset: int) -> ir.Function:
+    """Make the body of Attention for models that import this version of the default domain.
+
+    y = softmax(scale * q k + mask) v for each head: float32 q and y (batch, row, head, width), k and v
+    (batch, token, head, width); v and y may have another width. Batches and heads broadcast, the mask does to
+    (batch, head, row, token).
+
+    Raises:
+        ValueError: the opset is not in OPSETS.
+    """
+    _require_opset(opset)
+    text = _ATTENTION.substitute(opset=opset, domain=DOMAIN, scale=_SCALE if opset >= 12 else _SCALE_11)
+    return ir.serde.deserialize_function(onnx.parser.parse_function(text))
+
+
 FUNCTIONS: Mapping[str, Callable[[int], ir.Function]] = MappingProxyType(
     {form.op_type: partial(matmul, form) for form in FORMATS.values()}
-    | {PANEL_OP: partial(matmul, FORMATS["i2s"], op_type=PANEL_OP), "BlockHadamard": block_hadamard}
+    | {
+        PANEL_OP: partial(matmul, FORMATS["i2s"], op_type=PANEL_OP),
+        "BlockHadamard": block_hadamard,
+        "Attention": attention,
+    }
 )
 """Op type -> what makes its body for an opset."""
 

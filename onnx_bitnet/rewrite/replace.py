@@ -112,7 +112,7 @@ def replace(
         shared: the same object for all replacements in a model; None if there is only this one.
     """
     op_type = PANEL_OP if layout == "panel" else FORMATS[quantized.format].op_type
-    _declare_op(model, linear.root, op_type)
+    declare_op(model, linear.root, op_type)
     edit = Edit(linear, shared or Shared.of(model))
     x = edit.enter(model, rotation)
     packed = edit.packed(quantized, layout)
@@ -245,7 +245,7 @@ class Edit:
 
     def turn(self, model: ir.Model, rotation: Rotation) -> ir.Value:
         """Return the activations (..., K) in the basis of the rotation, made where they are needed first."""
-        _declare_op(model, self.linear.root, HADAMARD)
+        declare_op(model, self.linear.root, HADAMARD)
         key = ("rotation", self.linear.x.name, self.linear.before, rotation.block_size)
         found = self.shared.constants.get((key, self.graph))
         if found is not None:
@@ -322,7 +322,7 @@ def declare(model: ir.Model, root: ir.Graph, domain: str, version: int = 1) -> N
     root.opset_imports.setdefault(domain, version)
 
 
-def _declare_op(model: ir.Model, root: ir.Graph, op_type: str) -> None:
+def declare_op(model: ir.Model, root: ir.Graph, op_type: str) -> None:
     """Give the model the op's body and import its domain where it is used."""
     declare(model, root, DOMAIN, VERSION)
     op = (DOMAIN, op_type, "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -172,6 +173,15 @@ def test_fused_layers_are_timed_beside_the_same_apart():
         "fusion.py", "--k", 64, "--n", 32, 16, "--rows", 1, 3, "--threads", 1, "--seconds", 0.01
     ).splitlines()
     assert [line.split(" | ")[1] for line in shown if line.startswith("| 1 ")] == ["1", "3"]
+
+
+def test_attention_is_timed_beside_onnxruntimes():
+    shown = run(
+        "attention.py", "--shapes", "1x5x2x8", "2x70x3x20", "--threads", 1, "--seconds", 0.01
+    ).splitlines()
+    rows = [line.strip("| ").split(" | ") for line in shown if re.match(r"\| \d", line)]
+    assert [row[0] for row in rows] == ["1x5x2x8", "2x70x3x20"]
+    assert min(float(row[-1].split()[0]) for row in rows) > 0
 
 
 def test_a_sweep_times_every_size(tmp_path):

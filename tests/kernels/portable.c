@@ -1,8 +1,8 @@
 /* Runs packed layers without Python and compares them with the answers in a file; run_portable.py
  * makes the file and builds this program, for this machine or another one.  The layers run once
  * for each instruction set that is compiled in, allowed by ONNX_BITNET_ISA and present here, with
- * nothing stronger; before that, the self-check is tried on good and on broken kernels, and hadamard,
- * which no layer has, on rows of its own.
+ * nothing stronger; before that, the self-check is tried on good and on broken kernels, and hadamard and
+ * attention, which no layer has, on rows of their own.
  *
  * The file: one bn_case after the other, each followed by weight, scale, zero_point, bias, x, y. */
 #include <math.h>
@@ -222,6 +222,65 @@ static int run_hadamard(uint32_t allowed)
     return good;
 }
 
+/* ---- attention -------------------------------------------------------------------------------- */
+
+/* Every kernel gives the bits of the scalar one, for rows in strips and alone, and in buffers of exactly
+ * the size that is told. */
+static int run_attention(uint32_t allowed)
+{
+    enum { MOST = 70 };
+    size_t count = 0;
+    const bn_kernel *kernels = bn_kernels(&count);
+    int good = 1;
+
+    for (size_t i = 0; i < count * BN_ATTENTION_ROWS; i++) {
+        const bn_kernel *kernel = &kernels[i / BN_ATTENTION_ROWS];
+        const size_t rows = i % BN_ATTENTION_ROWS + 1, tokens = i * i % 150 + 1, width = i * 7 % MOST;
+        const size_t value_width = i * 11 % MOST + 1, padded = bn_round_up(tokens, BN_KEYS);
+        const size_t value_stride = bn_round_up(value_width, BN_VALUES), size = rows * value_width * 4;
+        if (strcmp(kernel->op, "attention") != 0 || !(allowed >> kernel->isa & 1)) {
+            continue;
+        }
+        float *q = malloc(rows * width * 4 + 4), *keys = malloc(padded * width * 4 + 4);
+        float *values = malloc(tokens * value_stride * 4), *mask = malloc(padded * 4);
+        float *scores = malloc(rows * padded * 4), *y = malloc(size), *expected = malloc(size);
+        if (q && keys && values && mask && scores && y && expected) {
+            bn_attention_args args = {
+                .q = q, .keys = keys, .values = values, .mask = mask, .scores = scores, .y = expected,
+                .q_stride = width, .value_stride = value_stride, .y_stride = value_width, .rows = rows,
+                .tokens = tokens, .width = width, .value_width = value_width, .scale = 0.3f,
+            };
+            for (size_t j = 0; j < rows * width; j++) {
+                q[j] = sinf((float)(j * j % 997));
+            }
+            for (size_t j = 0; j < padded * width; j++) {
+                keys[j] = cosf((float)(j * j % 991));
+            }
+            for (size_t j = 0; j < tokens * value_stride; j++) {
+                values[j] = sinf((float)(j * j % 983));
+            }
+            for (size_t t = 0; t < padded; t++) {
+                mask[t] = t < tokens ? (float)(t % 5) - 2.0f : -INFINITY;
+            }
+            bn_attention_f32_scalar(&args);
+            args.y = y;
+            ((bn_attention_fn *)kernel->fn)(&args);
+        }
+        if (!y || !expected || memcmp(y, expected, size) != 0) {
+            printf("attention %s is wrong with %zu rows\n", bn_isa_name(kernel->isa), rows);
+            good = 0;
+        }
+        free(q);
+        free(keys);
+        free(values);
+        free(mask);
+        free(scores);
+        free(y);
+        free(expected);
+    }
+    return good;
+}
+
 int main(int argc, char **argv)
 {
     FILE *file = argc == 2 ? fopen(argv[1], "rb") : NULL;
@@ -233,7 +292,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "%s\n", reason ? reason : "usage: portable FILE");
         return 2;
     }
-    good = run_self_check(allowed) & run_hadamard(allowed);
+    good = run_self_check(allowed) & run_hadamard(allowed) & run_attention(allowed);
     for (int isa = 0; isa < BN_ISA_COUNT; isa++) {
         uint32_t isas = 0;
         if ((allowed >> isa & 1) && !bn_isas_up_to(bn_isa_name((bn_isa)isa), &isas)) {

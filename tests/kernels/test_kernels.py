@@ -336,6 +336,81 @@ def test_hadamard_of_what_does_not_fit_is_refused(change: dict[str, Any], messag
         _native.hadamard(**{**case, **change}, isa="scalar")
 
 
+# Rows, tokens, width and width of y around the edges of strips, vectors, panels and their halves.
+HEADS = [
+    *((rows, 70, 20, 40) for rows in range(1, 25)),
+    *((7, tokens, 8, 16) for tokens in (1, 2, 15, 16, 17, 31, 63, 64, 65, 127, 128, 129, 300)),
+    *((6, 40, width, 16) for width in (0, 1, 2, 7, 31, 32, 64, 100)),
+    *((13, 33, 5, width) for width in (1, 8, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 80, 96, 128)),
+]
+
+
+def head(rows: int, tokens: int, width: int, value_width: int, kind: str) -> tuple[np.ndarray, ...]:
+    """Return q, k, v and mask (rows, tokens) of one head: ordinary, or such as overflow or are masked."""
+    rng = np.random.default_rng([rows, tokens, width, value_width])
+    q, k = rng.normal(size=(rows, width)), rng.normal(size=(tokens, width))
+    v, mask = rng.normal(size=(tokens, value_width)), rng.normal(size=(rows, tokens))
+    if kind == "far apart":
+        q *= 40
+    if kind == "masked":
+        mask = np.where(rng.random((rows, tokens)) < 0.5, rng.choice([-1e9, -np.inf], (rows, tokens)), 0)
+        mask[0] = -np.inf
+    if kind == "not finite":
+        for array in (q, k, v):
+            array.flat[:: array.size // 2 + 1] = rng.choice([np.nan, np.inf, -np.inf, 3e38])
+    return tuple(x.astype(np.float32) for x in (q, k, v, mask))
+
+
+def attend(
+    kernel: Kernel, guarded: Guarded, q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray
+) -> np.ndarray:
+    """Lay out one head as the kernel reads it; return y (rows, width of v)."""
+    (rows, width), (tokens, value_width) = q.shape, v.shape
+    padded = -(-tokens // 64) * 64
+    keys = np.full((padded, width), 5, np.float32)
+    keys[:tokens] = k
+    values = np.full((tokens, -(-value_width // 16) * 16), 5, np.float32)
+    values[:, :value_width] = v
+    masks = np.full((mask.shape[0], padded), -np.inf, np.float32)
+    masks[:, :tokens] = mask
+    scores = guarded(np.zeros((rows, padded), np.float32))
+    y = guarded(np.zeros((rows, value_width), np.float32))
+    panels = np.ascontiguousarray(keys.reshape(padded // 64, 64, width).transpose(0, 2, 1))
+    inputs = (guarded(array) for array in (q, panels, values, masks))
+    _native.attention(*inputs, scores, y, scale=0.25, isa=kernel.isa)
+    return y
+
+
+@every("attention")
+@pytest.mark.parametrize("kind", ["ordinary", "far apart", "masked", "not finite"])
+def test_attention_equals_reference(kernel: Kernel, guarded: Guarded, kind: str) -> None:
+    for shape in HEADS:
+        q, k, v, mask = head(*shape, kind)
+        for masks in (mask, mask[-1:]):  # one for each row, one for all
+            expected = reference.attention(*(x[None, :, None] for x in (q, k, v)), masks, 0.25)[0, :, 0]
+            y = attend(kernel, guarded, q, k, v, masks)
+            assert np.array_equal(y, expected, equal_nan=True), shape
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"q": np.ones((25, 8), np.float32)}, "q must have 1 to 24 rows"),
+        ({"keys": np.ones((2, 9, 64), np.float32)}, r"keys must be \(panels, 8, 64\)"),
+        ({"values": np.ones((64, 16), np.float32)}, "values must fill the panels of keys"),
+        ({"mask": np.ones((2, 128), np.float32)}, r"mask must be \(1 or 3, 128\)"),
+        ({"scores": np.ones((3, 127), np.float32)}, r"scores must be \(3, 128\)"),
+        ({"y": np.ones((3, 17), np.float32)}, "y must have the rows of q and the width of v"),
+    ],
+)
+def test_attention_of_what_does_not_fit_is_refused(change: dict[str, Any], message: str) -> None:
+    shapes: dict[str, tuple[int, ...]] = {"q": (3, 8), "keys": (2, 8, 64), "values": (70, 16)}
+    shapes |= {"mask": (1, 128), "scores": (3, 128), "y": (3, 10)}
+    case = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    with pytest.raises(ValueError, match=message):
+        _native.attention(**case | change, scale=1.0, isa="scalar")
+
+
 @every("transpose")
 def test_transpose_equals_numpy(kernel: Kernel, guarded: Guarded) -> None:
     for rows, cols in ((1, 1), (7, 9), (8, 8), (9, 16), (16, 7), (31, 33), (32, 64), (5, 64)):
