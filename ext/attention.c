@@ -31,7 +31,8 @@ typedef struct {
     bn_attention_fn *attend;
     bn_transpose_fn *transpose;
     size_t padded;            /* tokens, in whole panels of keys */
-    size_t value_stride;      /* of a value that is laid out */
+    size_t value_stride;      /* from value to value as the kernel reads them */
+    int is_in_place;          /* values are read where they are */
     size_t mask_rows;         /* that are laid out: those of a block, or the one that all have */
     size_t task_heads;        /* heads in a task, or 1: */
     size_t parts, task_rows;  /* tasks of a head, and rows in one */
@@ -143,7 +144,9 @@ static void attend(const job *j, const head *h, const head *next, size_t from, s
     const size_t block = smaller(end - from, BN_ATTENTION_ROWS);
 
     lay_out_keys(j, h->k, work->keys);
-    lay_out_values(j, h->v, work->values);
+    if (!j->is_in_place) {
+        lay_out_values(j, h->v, work->values);
+    }
     for (size_t row = from; row < end; row += block) {
         const size_t first = smaller(row, end - block); /* the last block may overlap another */
         if (row == from || c->mask_strides.row > 0) {
@@ -152,7 +155,7 @@ static void attend(const job *j, const head *h, const head *next, size_t from, s
         j->attend(&(bn_attention_args){
             .q = h->q + first * c->q_strides.row,
             .keys = work->keys,
-            .values = work->values,
+            .values = j->is_in_place ? h->v : work->values,
             .mask = work->masks,
             .scores = work->scores,
             .y = h->y + first * c->y_strides.row,
@@ -165,6 +168,7 @@ static void attend(const job *j, const head *h, const head *next, size_t from, s
             .width = c->width,
             .value_width = c->value_width,
             .scale = c->scale,
+            .nan_to_zero = c->nan_to_zero,
         });
         if (next != NULL) {
             ask_for(c, next, row, smaller(row + block, end));
@@ -179,7 +183,8 @@ static void run_task(void *arg, size_t index)
     const size_t first = index / j->parts * j->task_heads;
     const size_t last = smaller(first + j->task_heads, c->batches * c->heads);
     const size_t from = index % j->parts * j->task_rows, end = smaller(from + j->task_rows, c->rows);
-    const size_t keys = j->padded * c->width, values = bn_round_up(c->tokens * j->value_stride, LINE);
+    const size_t keys = j->padded * c->width;
+    const size_t values = j->is_in_place ? 0 : bn_round_up(c->tokens * j->value_stride, LINE);
     const size_t scores = BN_ATTENTION_ROWS * j->padded, masks = j->mask_rows * j->padded;
     float *memory = malloc((LINE + keys + values + scores + masks) * sizeof *memory);
 
@@ -212,6 +217,13 @@ static void clear(const bn_attention_call *c)
     }
 }
 
+/* Values need not be laid out where they fill whole vectors and lie side by side, or are read but once. */
+static int are_values_in_place(const bn_attention_call *c)
+{
+    return c->value_width % BN_VALUES == 0 &&
+           (c->v_strides.row == c->value_width || c->rows <= BN_ATTENTION_ROWS);
+}
+
 const char *bn_attention_run(const bn_attention_call *call, uint32_t isas, bn_threads threads)
 {
     const size_t heads = call->batches * call->heads;
@@ -226,13 +238,15 @@ const char *bn_attention_run(const bn_attention_call *call, uint32_t isas, bn_th
     const size_t parts = (call->rows + TASK_ROWS - 1) / TASK_ROWS;
     const size_t task_heads = parts > 1 || heads < TASKS ? 1 : heads / TASKS;
     const size_t block = smaller(call->rows, BN_ATTENTION_ROWS);
+    const int is_in_place = are_values_in_place(call);
     const size_t floats = call->tokens * (call->width + call->value_width);
     job j = {
         .call = call,
         .attend = (bn_attention_fn *)bn_find("attention", "f32", isas)->fn,
         .transpose = (bn_transpose_fn *)bn_find("transpose", "f32", isas)->fn,
         .padded = bn_round_up(call->tokens, BN_KEYS),
-        .value_stride = bn_round_up(call->value_width, BN_VALUES),
+        .value_stride = is_in_place ? call->v_strides.row : bn_round_up(call->value_width, BN_VALUES),
+        .is_in_place = is_in_place,
         .mask_rows = call->mask_strides.row > 0 ? block : 1,
         .task_heads = task_heads,
         .parts = parts,

@@ -22,6 +22,7 @@ typedef struct {
     size_t mask_token_stride;     /* 1 or 0 */
     size_t batches, rows, heads, tokens, width, value_width;
     float scale;
+    int nan_to_zero; /* a row whose weights would be NaN has zeros instead */
 } bn_attention_call;
 
 /* Computes y with the kernels of the set `isas`, on any number of threads with the same bits.  Without

@@ -127,7 +127,8 @@ typedef void bn_hadamard_fn(const bn_hadamard_args *a);
  *     p[t] = exp(s[t] - max s), as exponential.h computes it
  *     total = 16 sums, lane j of p[j], p[16 + j] .. in order; then lanes j and 8 + j, 4 + j, 2 + j, 1 + j
  *     y[i] = fma(.. fma(p[0], v[0][i], 0) .., over t in order) * (1 / total)
- * NaN anywhere, and a row that is masked throughout, give NaN. */
+ * A total that is NaN, as of a row that is masked throughout, gives a row of NaN; or, with nan_to_zero, all
+ * p are 0 instead, and the factor is 1. */
 enum {
     BN_KEYS = 64,   /* in a panel */
     BN_VALUES = 16, /* a row of values is filled up to a multiple of this */
@@ -146,6 +147,7 @@ typedef struct {
     size_t tokens, value_width; /* 1 or more */
     size_t width;
     float scale;
+    int nan_to_zero;
 } bn_attention_args;
 typedef void bn_attention_fn(const bn_attention_args *a);
 

@@ -260,6 +260,7 @@ static int check_attention(bench *b, bn_any_fn *kernel, bn_any_fn *scalar)
                 .width = WIDTH,
                 .value_width = VALUES,
                 .scale = 0.001f,
+                .nan_to_zero = (int)i % 2,
             });
         }
         same &= is_same(b);

@@ -160,6 +160,7 @@ cdef extern from "kernel.h" nogil:
         size_t q_stride, value_stride, mask_stride, y_stride
         size_t rows, tokens, value_width, width
         float scale
+        int nan_to_zero
     ctypedef void bn_attention_fn(const bn_attention_args *)
     ctypedef struct bn_transpose_args:
         const float *x

@@ -58,6 +58,7 @@ def attention(
     y: Array,
     *,
     scale: float,
+    nan_to_zero: bool = False,
     isa: str,
 ) -> None: ...
 def transpose(x: Array, y: Array, *, isa: str) -> None: ...

@@ -550,7 +550,8 @@ def hadamard(const float[:, ::1] x, const float[::1] signs, float[:, ::1] y, *, 
 
 
 def attention(const float[:, ::1] q, const float[:, :, ::1] keys, const float[:, ::1] values,
-              const float[:, ::1] mask, float[:, ::1] scores, float[:, ::1] y, *, float scale, isa):
+              const float[:, ::1] mask, float[:, ::1] scores, float[:, ::1] y, *, float scale,
+              bint nan_to_zero=False, isa):
     """Run the kernel `attention f32` of one instruction set on rows of one head.
 
     Args:
@@ -561,6 +562,7 @@ def attention(const float[:, ::1] q, const float[:, :, ::1] keys, const float[:,
         scores: out (rows, 64 * panels), room to work in.
         y: out (rows, value width).
         scale: a number.
+        nan_to_zero: a row whose weights would be NaN has zeros instead.
         isa: name of the kernel's instruction set.
     """
     cdef size_t rows = q.shape[0], padded = BN_KEYS * keys.shape[0]
@@ -582,6 +584,7 @@ def attention(const float[:, ::1] q, const float[:, :, ::1] keys, const float[:,
     args.mask, args.mask_stride = &mask[0, 0], 0 if mask.shape[0] == 1 else padded
     args.scores, args.y, args.y_stride = &scores[0, 0], &y[0, 0], y.shape[1]
     args.rows, args.tokens, args.value_width, args.scale = rows, values.shape[0], y.shape[1], scale
+    args.nan_to_zero = nan_to_zero
     with nogil:
         fn(&args)
 

@@ -338,9 +338,14 @@ def block_hadamard(x: np.ndarray, signs: np.ndarray, block_size: int) -> np.ndar
 
 
 def attention(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray, scale: float | np.float32
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    mask: np.ndarray,
+    scale: float | np.float32,
+    nan_to_zero: bool = False,
 ) -> np.ndarray:
-    """Compute softmax(scale * q k + mask) v: Attention.
+    """Compute softmax(scale * q k + mask) v: Attention, and with all axes 1 and 2 swapped AttentionByHead.
 
     The order of the float operations, which ext/kernel.h states, is part of the definition.
 
@@ -350,6 +355,7 @@ def attention(
         v: float32 (batch or 1, tokens, heads or 1, width of y).
         mask: float32, broadcasts to (batch, heads, rows, tokens).
         scale: rounded to float32.
+        nan_to_zero: a row whose weights would be NaN has zeros instead.
 
     Returns:
         y float32 (batch, rows, heads, width of y); zeros without tokens.
@@ -369,6 +375,9 @@ def attention(
         while lanes.shape[-1] > 1:
             half = lanes.shape[-1] // 2
             lanes = lanes[..., :half] + lanes[..., half:]
+        if nan_to_zero:
+            p = np.where(np.isnan(lanes), np.float32(0), p)
+            lanes = np.where(np.isnan(lanes), np.float32(1), lanes)
         y = np.zeros((*np.broadcast_shapes(p.shape[:-1], (*v.shape[:2], 1)), v.shape[3]), np.float32)
         for t in range(tokens):
             y = fma(p[..., t, None], v[..., t, None, :], y)

@@ -25,16 +25,19 @@ SCALE = 0.25
 
 
 def model(
-    shapes: dict[str, packed.Shape | None] | None = None, *, opset: int = 17, with_function: bool = False
+    shapes: dict[str, packed.Shape | None] | None = None,
+    *,
+    by_head: bool = False,
+    guard: bool = False,
+    opset: int = 17,
+    with_function: bool = False,
 ) -> onnx.ModelProto:
     """Make q, k, v, mask -> Attention -> y, whose shapes are not known unless said."""
+    op_type = "AttentionByHead" if by_head else "Attention"
+    attributes = {"scale": SCALE, "nan_to_zero": int(guard)}
     shapes = dict.fromkeys(NAMES) | {name: [None] * 4 for name in NAMES[:3]} | (shapes or {})
     return packed.model(
-        [
-            helper.make_node(
-                "Attention", [*NAMES], ["y"], name="attention", domain=functions.DOMAIN, scale=SCALE
-            )
-        ],
+        [helper.make_node(op_type, NAMES, ["y"], name="attention", domain=functions.DOMAIN, **attributes)],
         [],
         [packed.value(name, np.float32, shapes[name]) for name in NAMES],
         [packed.value("y", np.float32, [None] * 4 if with_function else None)],
@@ -68,8 +71,16 @@ def expected(x: Feeds) -> np.ndarray:
     return reference.attention(x["q"], x["k"], x["v"], x["mask"], SCALE)
 
 
+def by_head(x: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(x.swapaxes(1, 2))
+
+
 def check(x: Feeds, threads: int = 1) -> None:
-    assert_same_bits(open_model(model(), threads).run(None, x)[0], expected(x))
+    """Compare with the oracle, in both orders of heads and rows."""
+    want = expected(x)
+    assert_same_bits(open_model(model(), threads).run(None, x)[0], want)
+    x = {name: x[name] if name == "mask" else by_head(x[name]) for name in NAMES}
+    assert_same_bits(open_model(model(by_head=True), threads).run(None, x)[0], by_head(want))
 
 
 # What it computes
@@ -83,6 +94,11 @@ def test_result_has_the_bits_of_the_oracle_for_any_sizes():
     for batch, heads in ((1, 1), (1, 65), (9, 16), (130, 1)):  # more heads than tasks
         x = feeds(batch, 3, heads, width=4)
         assert_same_bits(session.run(None, x)[0], expected(x))
+
+
+def test_heads_of_16_values_are_read_where_they_lie():
+    for rows in (1, 24, 25, 60):
+        check(feeds(rows=rows, tokens=37, width=7, value_width=48))
 
 
 def test_heads_larger_than_what_is_asked_for_ahead():
@@ -124,6 +140,17 @@ def test_rows_that_are_masked_throughout_are_nan():
     assert np.isfinite(np.delete(y, 2, axis=1)).all()
 
 
+def test_rows_that_are_masked_throughout_may_be_zeros():
+    x = feeds(mask=(7, 7))
+    x["mask"][2] = -np.inf
+    x["q"][0, 4, 1] = np.nan
+    y = open_model(model(guard=True)).run(None, x)[0]
+    assert_same_bits(y, reference.attention(*(x[name] for name in NAMES), SCALE, nan_to_zero=True))
+    assert not y[:, 2].any()
+    assert not y[0, 4, 1].any()
+    assert np.count_nonzero(y) == y.size - y[:, 2].size - y[0, 4, 1].size
+
+
 @pytest.mark.parametrize("size", ["batch", "rows", "heads", "tokens", "width", "value_width"])
 def test_sizes_of_zero(size: str):
     x = feeds(**{"batch": 2, "rows": 7, "heads": 3, "tokens": 7, size: 0})
@@ -139,15 +166,23 @@ def test_results_do_not_depend_on_threads():
         assert_same_bits(results[0], results[2])
 
 
+@pytest.mark.parametrize("guard", [False, True])
+@pytest.mark.parametrize("first", ["heads", "rows"])
 @pytest.mark.parametrize("opset", [11, 12, 13, 18, 21])
-def test_kernel_and_function_body_agree(opset: int):
+def test_kernel_and_function_body_agree(opset: int, first: str, guard: bool):
     x = feeds(rows=5, tokens=9, value_width=6, mask=(2, 1, 5, 9))
-    made = model({name: [*x[name].shape] for name in NAMES}, opset=opset, with_function=True)
+    x["mask"][:, :, 1] = -np.inf
+    if first == "heads":
+        x |= {name: by_head(x[name]) for name in NAMES[:3]}
+    shapes = {name: [*x[name].shape] for name in NAMES}
+    made = model(shapes, by_head=first == "heads", guard=guard, opset=opset, with_function=True)
     onnx.checker.check_model(made)
     plain = ort.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
     kernel = open_model(made).run(None, x)[0]
-    assert_same_bits(kernel, expected(x))
-    for body in (plain.run(None, x)[0], ReferenceEvaluator(made).run(None, x)[0]):
+    assert np.isnan(kernel).any() != guard
+    with np.errstate(invalid="ignore"):
+        slow = ReferenceEvaluator(made).run(None, x)[0]
+    for body in (plain.run(None, x)[0], slow):
         np.testing.assert_allclose(body, kernel, rtol=1e-5, atol=1e-6)
 
 
@@ -165,6 +200,8 @@ def test_shape_inference_keeps_names_of_dimensions():
     batch, *rest = open_model(model(shapes)).get_outputs()[0].shape
     assert batch not in ("b", "c")  # each may be 1
     assert rest == ["s", 3, 5]
+    shapes = {"q": ["b", 3, "s", 8], "k": ["b", 3, "t", 8], "v": ["b", 3, "t", 5], "mask": ["s", "t"]}
+    assert open_model(model(shapes, by_head=True)).get_outputs()[0].shape == ["b", 3, "s", 5]
 
 
 def test_shape_of_y_downstream_is_right_when_dimensions_have_no_names():
@@ -235,6 +272,9 @@ CORRUPTIONS: dict[str, tuple[Callable[[onnx.ModelProto], None], str]] = {
     "scale an integer": (attribute(scale=1), "attribute scale is missing or no float"),
     "scale NaN": (attribute(scale=float("nan")), "attribute scale is nan; it must be finite"),
     "scale infinite": (attribute(scale=float("inf")), "attribute scale is inf; it must be finite"),
+    "nan_to_zero missing": (attribute(nan_to_zero=None), "attribute nan_to_zero is missing or no integer"),
+    "nan_to_zero two": (attribute(nan_to_zero=2), "attribute nan_to_zero is 2; it must be 0 or 1"),
+    "nan_to_zero negative": (attribute(nan_to_zero=-1), "attribute nan_to_zero is -1; it must be 0 to"),
     "mask nowhere": (node_input(3, "nowhere"), ""),
     "mask empty": (node_input(3, ""), ""),
     "no mask": (node_input(3, None), ""),

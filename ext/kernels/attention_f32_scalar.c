@@ -26,11 +26,12 @@ static float exp_of(float x)
 }
 
 /* Turns scores into their exponentials; returns what they are to be multiplied with. */
-static float softmax(float *scores, size_t tokens, float most)
+static float softmax(const bn_attention_args *a, float most)
 {
+    float *scores = a->scores;
     float lane[16] = {0};
 
-    for (size_t t = 0; t < tokens; t++) {
+    for (size_t t = 0; t < a->tokens; t++) {
         scores[t] = exp_of(scores[t] - most);
         lane[t % 16] += scores[t];
     }
@@ -38,6 +39,10 @@ static float softmax(float *scores, size_t tokens, float most)
         for (size_t j = 0; j < half; j++) {
             lane[j] += lane[j + half];
         }
+    }
+    if (a->nan_to_zero && isnan(lane[0])) {
+        memset(scores, 0, a->tokens * sizeof *scores);
+        return 1.0f;
     }
     return 1.0f / lane[0];
 }
@@ -58,7 +63,7 @@ void bn_attention_f32_scalar(const bn_attention_args *a)
             a->scores[t] = fmaf(score, a->scale, a->mask[row * a->mask_stride + t]);
             most = a->scores[t] > most ? a->scores[t] : most;
         }
-        const float factor = softmax(a->scores, a->tokens, most);
+        const float factor = softmax(a, most);
         for (size_t i = 0; i < a->value_width; i++) {
             float sum = 0.0f;
             for (size_t t = 0; t < a->tokens; t++) {

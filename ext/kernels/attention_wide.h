@@ -93,7 +93,7 @@ BN_INLINE void bn_score(const bn_attention_args *a, size_t row, size_t at, bn_fl
 }
 
 /* Turns scores into their exponentials; returns what they are to be multiplied with. */
-BN_INLINE float bn_softmax(float *scores, size_t count, float most)
+BN_INLINE float bn_softmax(float *scores, size_t count, float most, int nan_to_zero)
 {
     const bn_floats peak = bn_all(most);
     bn_floats lanes[BN_LANE_VECTORS];
@@ -111,7 +111,12 @@ BN_INLINE float bn_softmax(float *scores, size_t count, float most)
             lanes[i] = bn_add(lanes[i], p);
         }
     }
-    return 1.0f / bn_sum_16(lanes);
+    const float total = bn_sum_16(lanes);
+    if (nan_to_zero && isnan(total)) {
+        memset(scores, 0, count * sizeof *scores);
+        return 1.0f;
+    }
+    return 1.0f / total;
 }
 
 /* Some of the outputs of a strip, from `at` on. */
@@ -161,7 +166,7 @@ BN_INLINE void bn_attend(const bn_attention_args *a, const size_t height)
         }
     }
     for (size_t row = 0; row < a->rows; row++) {
-        factor[row] = bn_softmax(a->scores + row * stride, stride, bn_max_of(most[row]));
+        factor[row] = bn_softmax(a->scores + row * stride, stride, bn_max_of(most[row]), a->nan_to_zero);
     }
     for (size_t i = 0; i < strips; i++) {
         const size_t row = bn_strip_row(a, i, height);

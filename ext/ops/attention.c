@@ -1,4 +1,5 @@
-/* Attention as an ONNX Runtime custom op: checks the shapes of a run, then leaves the work to attention.h. */
+/* Attention and AttentionByHead as ONNX Runtime custom ops: check the shapes of a run, then leave the work to
+ * attention.h. */
 #include "attention.h"
 
 #include <math.h>
@@ -10,26 +11,52 @@
 
 enum { Q, K, V, MASK, INPUT_COUNT };
 enum { RANK = 4 };
-enum { BATCH, ROW, HEAD, ELEMENT }; /* dimensions of q, k, v and y */
-enum { MASK_HEAD = 1, MASK_ROW = 2, MASK_TOKEN = 3 };
+enum { BATCH, MASK_HEAD, MASK_ROW, MASK_TOKEN }; /* dimensions of the mask, the first one of all */
+enum { ELEMENT = 3 };                            /* the last one of the others */
+
+/* Dimensions of q, k, v and y: a row is one of q, or a token of k and v. */
+typedef struct {
+    size_t row, head;
+} order;
 
 typedef struct {
     const ort_api *api;
     uint32_t isas;
+    order order;
     float scale;
+    int nan_to_zero;
 } kernel;
+
+static order order_of(const ort_custom_op *op)
+{
+    return ((const bn_op *)op)->is_by_head ? (order){.head = 1, .row = 2} : (order){.row = 1, .head = 2};
+}
+
+static bool read_attributes(bn_node *node, kernel *k)
+{
+    int64_t nan_to_zero;
+
+    if (!bn_read_float(node, "scale", &k->scale) ||
+        !bn_read_integer(node, "nan_to_zero", 0, &nan_to_zero)) {
+        return false;
+    }
+    if (!isfinite(k->scale)) {
+        return bn_refuse(node, "attribute scale is %g; it must be finite", (double)k->scale);
+    }
+    if (nan_to_zero > 1) {
+        return bn_refuse(node, "attribute nan_to_zero is %lld; it must be 0 or 1", (long long)nan_to_zero);
+    }
+    k->nan_to_zero = (int)nan_to_zero;
+    return true;
+}
 
 static ort_status *ORT_CALL create_kernel(const ort_custom_op *op, const ort_api *api,
                                           const ort_kernel_info *info, void **created)
 {
     bn_node node = {.api = api, .host = ((const bn_op *)op)->host, .info = info};
-    kernel found = {.api = api};
+    kernel found = {.api = api, .order = order_of(op)};
 
-    if (!bn_read_float(&node, "scale", &found.scale)) {
-        return bn_refusal(&node, op->GetName(op));
-    }
-    if (!isfinite(found.scale)) {
-        bn_refuse(&node, "attribute scale is %g; it must be finite", (double)found.scale);
+    if (!read_attributes(&node, &found)) {
         return bn_refusal(&node, op->GetName(op));
     }
     const char *reason = bn_node_isas(&node, &found.isas);
@@ -50,15 +77,23 @@ static void ORT_CALL destroy_kernel(void *state)
 
 /* ---- A run ---- */
 
-/* A dimension of 1 is the same for all. */
-static bn_head_strides strides_of(const int64_t *dims)
+static bn_head_strides dense_strides(const int64_t *dims, order o)
 {
-    const size_t head = (size_t)dims[ELEMENT], row = (size_t)dims[HEAD] * head;
+    const size_t inner = (size_t)dims[ELEMENT], outer = (size_t)dims[2] * inner;
     return (bn_head_strides){
-        .batch = dims[BATCH] == 1 ? 0 : (size_t)dims[ROW] * row,
-        .row = row,
-        .head = dims[HEAD] == 1 ? 0 : head,
+        .batch = (size_t)dims[1] * outer,
+        .row = o.row == 1 ? outer : inner,
+        .head = o.head == 1 ? outer : inner,
     };
+}
+
+/* A batch or head that is alone serves all. */
+static bn_head_strides strides_of(const int64_t *dims, order o)
+{
+    bn_head_strides strides = dense_strides(dims, o);
+    strides.batch = dims[BATCH] == 1 ? 0 : strides.batch;
+    strides.head = dims[o.head] == 1 ? 0 : strides.head;
+    return strides;
 }
 
 static bn_head_strides mask_strides_of(const int64_t *dims)
@@ -87,56 +122,53 @@ static int64_t broadcast(int64_t a, int64_t b, int64_t c, int64_t d)
 }
 
 /* The shape of y; returns NULL, or what does not fit. */
-static const char *y_shape(const bn_tensor *in, int64_t *dims)
+static const char *y_shape(const bn_tensor *in, order o, int64_t *dims)
 {
     const int64_t *q = in[Q].dims, *k = in[K].dims, *v = in[V].dims, *mask = in[MASK].dims;
 
     dims[BATCH] = broadcast(q[BATCH], k[BATCH], v[BATCH], mask[BATCH]);
-    dims[ROW] = q[ROW];
-    dims[HEAD] = broadcast(q[HEAD], k[HEAD], v[HEAD], mask[MASK_HEAD]);
+    dims[o.row] = q[o.row];
+    dims[o.head] = broadcast(q[o.head], k[o.head], v[o.head], mask[MASK_HEAD]);
     dims[ELEMENT] = v[ELEMENT];
     if (q[ELEMENT] != k[ELEMENT]) {
         return "q and k must have the same last dimension";
     }
-    if (k[ROW] != v[ROW]) {
+    if (k[o.row] != v[o.row]) {
         return "k and v must have the same number of tokens";
     }
-    if (dims[BATCH] < 0 || dims[HEAD] < 0) {
+    if (dims[BATCH] < 0 || dims[o.head] < 0) {
         return "the batches and the heads of q, k, v and mask must be the same, or 1";
     }
-    if ((mask[MASK_ROW] != 1 && mask[MASK_ROW] != q[ROW]) ||
-        (mask[MASK_TOKEN] != 1 && mask[MASK_TOKEN] != k[ROW])) {
+    if ((mask[MASK_ROW] != 1 && mask[MASK_ROW] != q[o.row]) ||
+        (mask[MASK_TOKEN] != 1 && mask[MASK_TOKEN] != k[o.row])) {
         return "mask must end in the rows of q and the tokens of k, or in 1; convert with attention = 'keep'";
     }
     return NULL;
 }
 
-static bn_attention_call make_call(float scale, const bn_tensor *in, const int64_t *y_dims, float *y)
+static bn_attention_call make_call(const kernel *of, const bn_tensor *in, const int64_t *y_dims, float *y)
 {
-    const bn_head_strides dense = {
-        .batch = (size_t)(y_dims[ROW] * y_dims[HEAD] * y_dims[ELEMENT]),
-        .row = (size_t)(y_dims[HEAD] * y_dims[ELEMENT]),
-        .head = (size_t)y_dims[ELEMENT],
-    };
+    const order o = of->order;
     return (bn_attention_call){
         .q = in[Q].data,
         .k = in[K].data,
         .v = in[V].data,
         .mask = in[MASK].data,
         .y = y,
-        .q_strides = strides_of(in[Q].dims),
-        .k_strides = strides_of(in[K].dims),
-        .v_strides = strides_of(in[V].dims),
-        .y_strides = dense,
+        .q_strides = strides_of(in[Q].dims, o),
+        .k_strides = strides_of(in[K].dims, o),
+        .v_strides = strides_of(in[V].dims, o),
+        .y_strides = dense_strides(y_dims, o),
         .mask_strides = mask_strides_of(in[MASK].dims),
         .mask_token_stride = in[MASK].dims[MASK_TOKEN] == 1 ? 0 : 1,
         .batches = (size_t)y_dims[BATCH],
-        .rows = (size_t)y_dims[ROW],
-        .heads = (size_t)y_dims[HEAD],
-        .tokens = (size_t)in[V].dims[ROW],
+        .rows = (size_t)y_dims[o.row],
+        .heads = (size_t)y_dims[o.head],
+        .tokens = (size_t)in[V].dims[o.row],
         .width = (size_t)in[Q].dims[ELEMENT],
         .value_width = (size_t)y_dims[ELEMENT],
-        .scale = scale,
+        .scale = of->scale,
+        .nan_to_zero = of->nan_to_zero,
     };
 }
 
@@ -155,7 +187,7 @@ static ort_status *ORT_CALL run_kernel(void *state, ort_kernel_context *context)
         }
     }
     int64_t dims[RANK];
-    const char *reason = y_shape(in, dims);
+    const char *reason = y_shape(in, k->order, dims);
     if (reason != NULL) {
         return ort_CreateStatus(k->api)(ORT_INVALID_ARGUMENT, reason);
     }
@@ -167,7 +199,7 @@ static ort_status *ORT_CALL run_kernel(void *state, ort_kernel_context *context)
         return status;
     }
     bn_pool pool = {k->api, context, NULL};
-    const bn_attention_call call = make_call(k->scale, in, dims, y_data);
+    const bn_attention_call call = make_call(k, in, dims, y_data);
     reason = bn_attention_run(&call, k->isas, (bn_threads){bn_run_in_pool, &pool});
     if (pool.status != NULL || reason == NULL) {
         return pool.status;
@@ -241,6 +273,7 @@ static void join_dimension(const known_shape *in, size_t axis, size_t mask_axis,
 static ort_status *ORT_CALL infer_shape(const ort_custom_op *op, ort_shape_context *context)
 {
     bn_host *host = ((const bn_op *)op)->host;
+    const order o = order_of(op);
     known_shape in[INPUT_COUNT];
 
     for (size_t i = 0; i < INPUT_COUNT; i++) {
@@ -252,9 +285,9 @@ static ort_status *ORT_CALL infer_shape(const ort_custom_op *op, ort_shape_conte
     int64_t dims[RANK];
     const char *symbols[RANK];
     join_dimension(in, BATCH, BATCH, &dims[BATCH], &symbols[BATCH]);
-    join_dimension(in, HEAD, MASK_HEAD, &dims[HEAD], &symbols[HEAD]);
-    dims[ROW] = in[Q].dims[ROW];
-    symbols[ROW] = in[Q].symbols[ROW];
+    join_dimension(in, o.head, MASK_HEAD, &dims[o.head], &symbols[o.head]);
+    dims[o.row] = in[Q].dims[o.row];
+    symbols[o.row] = in[Q].symbols[o.row];
     dims[ELEMENT] = in[V].dims[ELEMENT];
     symbols[ELEMENT] = in[V].symbols[ELEMENT];
     return bn_set_y_shape(host, context, dims, symbols, ORT_FLOAT, RANK);
@@ -262,8 +295,7 @@ static ort_status *ORT_CALL infer_shape(const ort_custom_op *op, ort_shape_conte
 
 static const char *ORT_CALL op_name(const ort_custom_op *op)
 {
-    (void)op;
-    return "Attention";
+    return ((const bn_op *)op)->is_by_head ? "AttentionByHead" : "Attention";
 }
 
 static int ORT_CALL input_type(const ort_custom_op *op, size_t index)

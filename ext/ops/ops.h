@@ -21,6 +21,7 @@ typedef struct {
     bn_host *host;
     bn_format format;
     bool is_panels; /* its weight is panels */
+    bool is_by_head; /* its heads come before rows */
     int x_type;
 } bn_op;
 

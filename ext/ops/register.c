@@ -16,19 +16,20 @@
 static const struct {
     const ort_custom_op *callbacks;
     bn_format format;
-    bool is_panels;
+    bool is_panels, is_by_head;
     int x_type;
 } OPS[] = {
 #define BN_FORMAT(name, op, four_levels)                                                           \
-    {&bn_matmul_op, BN_FORMAT_##name, false, ORT_FLOAT},                                           \
-    {&bn_matmul_op, BN_FORMAT_##name, false, ORT_FLOAT16},
+    {&bn_matmul_op, BN_FORMAT_##name, .x_type = ORT_FLOAT},                                         \
+    {&bn_matmul_op, BN_FORMAT_##name, .x_type = ORT_FLOAT16},
 #include "formats.inc"
 #undef BN_FORMAT
-    {&bn_matmul_op, BN_FORMAT_i2s, true, ORT_FLOAT},
-    {&bn_matmul_op, BN_FORMAT_i2s, true, ORT_FLOAT16},
+    {&bn_matmul_op, BN_FORMAT_i2s, .is_panels = true, .x_type = ORT_FLOAT},
+    {&bn_matmul_op, BN_FORMAT_i2s, .is_panels = true, .x_type = ORT_FLOAT16},
     {.callbacks = &bn_block_hadamard, .x_type = ORT_FLOAT},
     {.callbacks = &bn_block_hadamard, .x_type = ORT_FLOAT16},
     {.callbacks = &bn_attention_op, .x_type = ORT_FLOAT},
+    {.callbacks = &bn_attention_op, .is_by_head = true, .x_type = ORT_FLOAT},
 };
 enum { OP_COUNT = sizeof OPS / sizeof OPS[0] };
 
@@ -67,7 +68,8 @@ static ort_status *make_domain(const ort_api *api, domain **made)
     atomic_init(&d->host.isas, 0);
     ort_status *status = ort_CreateCustomOpDomain(api)("onnx_bitnet", &d->handle);
     for (size_t i = 0; status == NULL && i < OP_COUNT; i++) {
-        d->ops[i] = (bn_op){*OPS[i].callbacks, &d->host, OPS[i].format, OPS[i].is_panels, OPS[i].x_type};
+        d->ops[i] = (bn_op){*OPS[i].callbacks, &d->host,         OPS[i].format, OPS[i].is_panels,
+                            OPS[i].is_by_head, OPS[i].x_type};
         status = ort_CustomOpDomain_Add(api)(d->handle, &d->ops[i].callbacks);
     }
     if (status != NULL) {

@@ -20,6 +20,7 @@ from onnx_bitnet.formats import FORMATS, PANEL_OP, Format
 
 DOMAIN = "onnx_bitnet"
 VERSION = 1
+ATTENTION, ATTENTION_BY_HEAD = "Attention", "AttentionByHead"
 OPSETS = range(11, 27)
 """Opsets of the default domain for which bodies are written. Before 11 there is no BitShift and no Round."""
 
@@ -362,42 +363,69 @@ def block_hadamard(opset: int) -> ir.Function:
 
 _ATTENTION = Template("""
 <opset_import: ["" : $opset], domain: "$domain">
-Attention <scale> (q, k, v, mask) => (y)
+$op_type <scale, nan_to_zero> (q, k, v, mask) => (y)
 {
-$scale
-    q_heads = Transpose <perm = [0, 2, 1, 3]> (q)
-    k_heads = Transpose <perm = [0, 2, 3, 1]> (k)
-    v_heads = Transpose <perm = [0, 2, 1, 3]> (v)
+    zero = Constant <value = float {0.0}> ()
+$attributes
+$heads
     products = MatMul (q_heads, k_heads)
     scaled = Mul (products, scale)
     scores = Add (scaled, mask)
-    weights = Softmax <axis = 3> (scores)
-    heads = MatMul (weights, v_heads)
-    y = Transpose <perm = [0, 2, 1, 3]> (heads)
+    softmax = Softmax <axis = 3> (scores)
+    nan = IsNaN (softmax)
+    gone = And (nan, is_guarded)
+    weights = Where (gone, zero, softmax)
+    y_heads = MatMul (weights, v_heads)
+$y
 }
 """)
 
-_SCALE = """
-    scale = Constant <value_float: float = @scale> ()"""
+_ATTENTION_ATTRIBUTES = """
+    scale = Constant <value_float: float = @scale> ()
+    nan_to_zero = Constant <value_int: int = @nan_to_zero> ()
+    is_guarded = Cast <to = 9> (nan_to_zero)"""
 
 # As in _ATTRIBUTES_11.
-_SCALE_11 = """
+_ATTENTION_ATTRIBUTES_11 = """
     one = Constant <value = float[1,1] {1.0}> ()
-    scale = Gemm <alpha: float = @scale> (one, one)"""
+    scale = Gemm <alpha: float = @scale> (one, one)
+    row_shape = Constant <value = int64[2] {1, 2}> ()
+    row = ConstantOfShape (row_shape)
+    nan_to_zero_row = EyeLike <k: int = @nan_to_zero> (row)
+    nan_to_zero = ArgMax <axis = 1, keepdims = 0> (nan_to_zero_row)
+    is_guarded = Cast <to = 9> (nan_to_zero)"""
+
+_TURN_HEADS = """
+    q_heads = Transpose <perm = [0, 2, 1, 3]> (q)
+    k_heads = Transpose <perm = [0, 2, 3, 1]> (k)
+    v_heads = Transpose <perm = [0, 2, 1, 3]> (v)"""
+
+_TURN_KEYS = """
+    q_heads = Identity (q)
+    k_heads = Transpose <perm = [0, 1, 3, 2]> (k)
+    v_heads = Identity (v)"""
 
 
-def attention(opset: int) -> ir.Function:
-    """Make the body of Attention for models that import this version of the default domain.
+def attention(opset: int, *, by_head: bool = False) -> ir.Function:
+    """Make the body of Attention or AttentionByHead for models with this version of the default domain.
 
     y = softmax(scale * q k + mask) v for each head: float32 q and y (batch, row, head, width), k and v
-    (batch, token, head, width); v and y may have another width. Batches and heads broadcast, the mask does to
-    (batch, head, row, token).
+    (batch, token, head, width), or all with heads before rows and tokens; v and y may have another width.
+    Batches and heads broadcast, the mask does to (batch, head, row, token). A row whose softmax is NaN is
+    NaN, or with nan_to_zero the sum of v times zeros.
 
     Raises:
         ValueError: the opset is not in OPSETS.
     """
     _require_opset(opset)
-    text = _ATTENTION.substitute(opset=opset, domain=DOMAIN, scale=_SCALE if opset >= 12 else _SCALE_11)
+    text = _ATTENTION.substitute(
+        opset=opset,
+        domain=DOMAIN,
+        op_type=ATTENTION_BY_HEAD if by_head else ATTENTION,
+        attributes=_ATTENTION_ATTRIBUTES if opset >= 12 else _ATTENTION_ATTRIBUTES_11,
+        heads=_TURN_KEYS if by_head else _TURN_HEADS,
+        y="    y = Identity (y_heads)" if by_head else "    y = Transpose <perm = [0, 2, 1, 3]> (y_heads)",
+    )
     return ir.serde.deserialize_function(onnx.parser.parse_function(text))
 
 
@@ -406,7 +434,8 @@ FUNCTIONS: Mapping[str, Callable[[int], ir.Function]] = MappingProxyType(
     | {
         PANEL_OP: partial(matmul, FORMATS["i2s"], op_type=PANEL_OP),
         "BlockHadamard": block_hadamard,
-        "Attention": attention,
+        ATTENTION: attention,
+        ATTENTION_BY_HEAD: partial(attention, by_head=True),
     }
 )
 """Op type -> what makes its body for an opset."""

@@ -137,3 +137,51 @@ def test_an_encoder_with_a_mask(exporter: str, tmp_path: Path):
         (got,) = session.run(None, {"x": part[0].numpy(), "mask": part[1].numpy()})
         there = part[1].numpy().astype(bool)
         np.testing.assert_allclose(got[there], wanted[there], atol=2e-2)  # of single steps of 255
+
+
+class TwoHeads(torch.nn.Module):
+    """Attention of two heads and its layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = torch.nn.ModuleDict({part: torch.nn.Linear(K, K) for part in "qkvo"})
+
+    def forward(self, x, seen):
+        q, k, v = (self.parts[part](x).unflatten(-1, (2, -1)).transpose(1, 2) for part in "qkv")
+        seen = seen[:, None, None, :]
+        y = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        return self.parts["o"](y.transpose(1, 2).flatten(2))
+
+
+def test_attention_is_one_op(tmp_path: Path):
+    torch.manual_seed(4)
+    seen = torch.arange(7) < torch.tensor([[7], [4], [1]])
+    sizes = {0: "batch", 1: "length"}
+    torch.onnx.export(
+        TwoHeads().eval(),
+        (torch.randn(3, 7, K), seen),
+        tmp_path / "in.onnx",
+        input_names=["x", "seen"],
+        output_names=["y"],
+        dynamo=True,
+        verbose=False,
+        external_data=False,
+        dynamic_shapes=(sizes, sizes),
+    )
+    for attention, count in (("auto", 1), ("keep", 0)):
+        recipe = bn.Recipe(mode="ternary", activation_bits=32, attention=attention)
+        bn.convert(tmp_path / "in.onnx", tmp_path / f"{attention}.onnx", recipe)
+        ops = [node.op_type for node in onnx.load(tmp_path / f"{attention}.onnx").graph.node]
+        assert (ops.count("Attention"), ops.count("Softmax")) == (count, 1 - count)
+        assert ops.count("MatMulI2S") == 4
+    one, other = (bn.session(tmp_path / f"{name}.onnx", threads=1) for name in ("auto", "keep"))
+    for batch, length in ((3, 7), (1, 1), (2, 20)):  # other sizes than it was exported with, too
+        rng = np.random.default_rng(length)
+        feeds = {
+            "x": rng.standard_normal((batch, length, K), np.float32),
+            "seen": np.ones((batch, length), bool),
+        }
+        feeds["seen"][0, length // 2 + 1 :] = False
+        (got,), (want,) = one.run(None, feeds), other.run(None, feeds)
+        assert got.shape == (batch, length, K)
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())

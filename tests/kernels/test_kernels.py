@@ -362,7 +362,13 @@ def head(rows: int, tokens: int, width: int, value_width: int, kind: str) -> tup
 
 
 def attend(
-    kernel: Kernel, guarded: Guarded, q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray
+    kernel: Kernel,
+    guarded: Guarded,
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    mask: np.ndarray,
+    nan_to_zero: bool = False,
 ) -> np.ndarray:
     """Lay out one head as the kernel reads it; return y (rows, width of v)."""
     (rows, width), (tokens, value_width) = q.shape, v.shape
@@ -377,7 +383,7 @@ def attend(
     y = guarded(np.zeros((rows, value_width), np.float32))
     panels = np.ascontiguousarray(keys.reshape(padded // 64, 64, width).transpose(0, 2, 1))
     inputs = (guarded(array) for array in (q, panels, values, masks))
-    _native.attention(*inputs, scores, y, scale=0.25, isa=kernel.isa)
+    _native.attention(*inputs, scores, y, scale=0.25, nan_to_zero=nan_to_zero, isa=kernel.isa)
     return y
 
 
@@ -386,10 +392,12 @@ def attend(
 def test_attention_equals_reference(kernel: Kernel, guarded: Guarded, kind: str) -> None:
     for shape in HEADS:
         q, k, v, mask = head(*shape, kind)
+        heads = [x[None, :, None] for x in (q, k, v)]
         for masks in (mask, mask[-1:]):  # one for each row, one for all
-            expected = reference.attention(*(x[None, :, None] for x in (q, k, v)), masks, 0.25)[0, :, 0]
-            y = attend(kernel, guarded, q, k, v, masks)
-            assert np.array_equal(y, expected, equal_nan=True), shape
+            for guard in (False, True):
+                expected = reference.attention(*heads, masks, 0.25, guard)[0, :, 0]
+                y = attend(kernel, guarded, q, k, v, masks, guard)
+                assert np.array_equal(y, expected, equal_nan=True), shape
 
 
 @pytest.mark.parametrize(

@@ -149,9 +149,9 @@ def test_onnxruntime_folds_all_of_the_weight_when_it_loads(opset: int, form: str
 
 
 def test_only_listed_opsets_have_bodies():
-    others = {"MatMulPanel", "BlockHadamard", "Attention"}
+    others = {"MatMulPanel", "BlockHadamard", "Attention", "AttentionByHead"}
     assert functions.FUNCTIONS.keys() == {form.op_type for form in FORMATS.values()} | others
-    for op_type in ("MatMulI2S", "BlockHadamard", "Attention"):
+    for op_type in ("MatMulI2S", *others):
         body = functions.FUNCTIONS[op_type]
         assert all(body(opset).domain == functions.DOMAIN for opset in functions.OPSETS)
         for opset in (10, 27):
