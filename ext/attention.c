@@ -98,11 +98,11 @@ static void lay_out_values(const job *j, const float *v, float *values)
     }
 }
 
-static void lay_out_masks(const job *j, const float *mask, float *masks)
+static void lay_out_masks(const job *j, const float *mask, float *masks, size_t rows)
 {
     const bn_attention_call *c = j->call;
 
-    for (size_t row = 0; row < j->mask_rows; row++, mask += c->mask_strides.row, masks += j->padded) {
+    for (size_t row = 0; row < rows; row++, mask += c->mask_strides.row, masks += j->padded) {
         for (size_t t = 0; t < c->tokens; t++) {
             masks[t] = mask[t * c->mask_token_stride];
         }
@@ -150,7 +150,7 @@ static void attend(const job *j, const head *h, const head *next, size_t from, s
     for (size_t row = from; row < end; row += block) {
         const size_t first = smaller(row, end - block); /* the last block may overlap another */
         if (row == from || c->mask_strides.row > 0) {
-            lay_out_masks(j, h->mask + first * c->mask_strides.row, work->masks);
+            lay_out_masks(j, h->mask + first * c->mask_strides.row, work->masks, smaller(block, j->mask_rows));
         }
         j->attend(&(bn_attention_args){
             .q = h->q + first * c->q_strides.row,

@@ -115,6 +115,7 @@ def test_masks_broadcast(mask: tuple[int, ...]):
 
 def test_masks_of_long_heads_go_by_rows():
     check(feeds(1, 400, 2, tokens=66, mask=(400, 66)), threads=2)
+    check(feeds(1, 1537, 1, tokens=3, width=2, mask=(1537, 3)))  # the last task has one row
 
 
 @pytest.mark.parametrize("shared", [("q",), ("k",), ("k", "v"), ("q", "mask"), ("q", "k", "v")])

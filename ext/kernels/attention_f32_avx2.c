@@ -1,5 +1,6 @@
 /* attention, AVX2: strips of 6 rows x 2 vectors, 12 of the 16 registers. */
 #include "simd_avx2.h"
+#include "exponential.h"
 
 enum { BN_STRIP_VECTORS = 2 };
 
@@ -12,7 +13,7 @@ BN_INLINE bn_floats bn_zero_if_below(bn_floats x, bn_floats least, bn_floats val
 BN_INLINE bn_floats bn_power_of_two(bn_floats shifted)
 {
     const __m256i n = _mm256_slli_epi32(_mm256_castps_si256(shifted), 23);
-    return _mm256_castsi256_ps(_mm256_add_epi32(n, _mm256_set1_epi32(0x3F800000)));
+    return _mm256_castsi256_ps(_mm256_add_epi32(n, _mm256_set1_epi32(BN_EXP_ONE_BITS)));
 }
 
 BN_INLINE float bn_max_of(bn_floats v)

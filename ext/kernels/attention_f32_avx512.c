@@ -1,5 +1,6 @@
 /* attention, AVX-512: strips of 6 rows x 4 vectors, 24 of the 32 registers. */
 #include "simd_avx512.h"
+#include "exponential.h"
 
 enum { BN_STRIP_VECTORS = 4 };
 
@@ -12,7 +13,7 @@ BN_INLINE bn_floats bn_zero_if_below(bn_floats x, bn_floats least, bn_floats val
 BN_INLINE bn_floats bn_power_of_two(bn_floats shifted)
 {
     const __m512i n = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
-    return _mm512_castsi512_ps(_mm512_add_epi32(n, _mm512_set1_epi32(0x3F800000)));
+    return _mm512_castsi512_ps(_mm512_add_epi32(n, _mm512_set1_epi32(BN_EXP_ONE_BITS)));
 }
 
 BN_INLINE float bn_max_of(bn_floats v)

@@ -1,5 +1,6 @@
 /* attention, NEON: strips of 6 rows x 4 vectors, 24 of the 32 registers. */
 #include "simd_neon.h"
+#include "exponential.h"
 
 enum { BN_STRIP_VECTORS = 4 };
 
@@ -12,7 +13,7 @@ BN_INLINE bn_floats bn_zero_if_below(bn_floats x, bn_floats least, bn_floats val
 BN_INLINE bn_floats bn_power_of_two(bn_floats shifted)
 {
     const uint32x4_t n = vshlq_n_u32(vreinterpretq_u32_f32(shifted), 23);
-    return vreinterpretq_f32_u32(vaddq_u32(n, vdupq_n_u32(0x3F800000)));
+    return vreinterpretq_f32_u32(vaddq_u32(n, vdupq_n_u32(BN_EXP_ONE_BITS)));
 }
 
 BN_INLINE float bn_max_of(bn_floats v)
