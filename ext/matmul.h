@@ -38,10 +38,10 @@ typedef struct {
 const char *bn_matmul_create(const bn_matmul_desc *desc, uint32_t isas, bn_matmul **layer);
 
 /* x is (m, k), y is (m, n), both dense and of the same type.  Safe to call from several threads at
- * once.  parallel_for may be NULL: then everything runs on the calling thread.
+ * once.
  * Returns NULL, or the reason for failure (out of memory). */
 const char *bn_matmul_run(const bn_matmul *layer, const void *x, void *y, size_t m,
-                          bn_float_type type, bn_parallel_for *parallel_for, void *context);
+                          bn_float_type type, bn_threads threads);
 
 void bn_matmul_destroy(bn_matmul *layer); /* NULL is allowed */
 

@@ -11,6 +11,7 @@ typedef void bn_parallel_for(void *context, void (*task)(void *arg, size_t index
 typedef struct {
     bn_parallel_for *run; /* NULL: everything runs on the calling thread */
     void *context;
+    size_t count; /* at most so many run at once; 0 where that is not known */
 } bn_threads;
 
 static inline void bn_run_tasks(bn_threads threads, void (*task)(void *arg, size_t index),

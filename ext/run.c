@@ -1,5 +1,5 @@
 /* Running a packed layer: rows are prepared once (quantized, or copied in float), then tasks
- * multiply ranges of super-panels with ranges of rows.
+ * multiply ranges of super-panels with ranges of rows; or both at once, where there are rows enough.
  *
  * The order of float operations in an output depends on nothing but the layer, so results are the
  * same bits for every split into tasks. */
@@ -30,6 +30,7 @@ typedef struct {
     size_t prepare_rows;           /* rows in a task of prepare() */
     size_t task_supers, task_rows; /* super-panels and rows in a task of multiply() */
     size_t row_tasks;              /* tasks that share the same super-panels */
+    int by_rows;                   /* tasks of both are the same rows, and multiply() takes all super-panels */
 } call;
 
 /* One row of float activations: padded like q, with its sums. */
@@ -317,6 +318,12 @@ static void multiply(void *arg, size_t index)
     c->layer->tiles(&tiles);
 }
 
+static void prepare_and_multiply(void *arg, size_t index)
+{
+    prepare(arg, index);
+    multiply(arg, index);
+}
+
 /* ---- splitting the work ---------------------------------------------------------------------- */
 
 /* Rough time of one super-panel with `rows` rows in ns, at 500 products per ns; reading and
@@ -330,7 +337,26 @@ static size_t estimate_ns(const bn_matmul *layer, size_t rows)
 
 enum { INLINE_NS = 20000, TASK_NS = 8000, ROW_TASK_NS = 25000, PREPARE_VALUES = 1 << 15 };
 
-static void split(call *c)
+/* Rows for each thread, where there are enough: a task prepares some and multiplies them with all super-panels, so
+ * that what a core quantizes is still in its cache and it waits for no other.  What comes before and after in a graph
+ * shares out rows as well.  Float sums of one row alone have an order of their own, so their tasks must not depend
+ * on threads. */
+static int split_by_rows(call *c, size_t threads)
+{
+    const size_t rows = 2 * ROW_BLOCK * c->layer->pace; /* many enough to wait for no weights, even from memory */
+    const size_t rounds = threads && c->layer->parts ? c->m / rows / threads : 0;
+
+    if (rounds == 0) {
+        return 0;
+    }
+    const size_t tasks = threads * (rounds < 2 ? 2 : rounds);
+    c->task_rows = c->prepare_rows = (c->m - 1) / tasks + 1;
+    c->row_tasks = (c->m - 1) / c->task_rows + 1;
+    c->task_supers = bn_super_panels(c->layer->n);
+    return 1;
+}
+
+static void split_by_supers(call *c)
 {
     const bn_matmul *layer = c->layer;
     const size_t supers = bn_super_panels(layer->n);
@@ -379,7 +405,7 @@ static void lay_out(call *c, arena *a, size_t prepare_tasks)
 }
 
 const char *bn_matmul_run(const bn_matmul *layer, const void *x, void *y, size_t m,
-                          bn_float_type type, bn_parallel_for *parallel_for, void *context)
+                          bn_float_type type, bn_threads threads)
 {
     call c = {.layer = layer, .x = x, .y = y, .type = type, .m = m};
     arena a = {NULL, 0};
@@ -387,7 +413,10 @@ const char *bn_matmul_run(const bn_matmul *layer, const void *x, void *y, size_t
     if (m == 0) {
         return NULL;
     }
-    split(&c);
+    c.by_rows = split_by_rows(&c, threads.run ? threads.count : 1);
+    if (!c.by_rows) {
+        split_by_supers(&c);
+    }
     const size_t supers = bn_super_panels(layer->n);
     const size_t prepare_tasks = (m - 1) / c.prepare_rows + 1;
     const size_t tasks = ((supers - 1) / c.task_supers + 1) * c.row_tasks;
@@ -400,10 +429,15 @@ const char *bn_matmul_run(const bn_matmul *layer, const void *x, void *y, size_t
     a.used = 0;
     lay_out(&c, &a, prepare_tasks);
 
-    const int is_small = supers * estimate_ns(layer, m) < INLINE_NS;
-    const bn_threads threads = {is_small ? NULL : parallel_for, context};
-    bn_run_tasks(threads, prepare, prepare_tasks, &c);
-    bn_run_tasks(threads, multiply, tasks, &c);
+    if (supers * estimate_ns(layer, m) < INLINE_NS) {
+        threads.run = NULL;
+    }
+    if (c.by_rows) {
+        bn_run_tasks(threads, prepare_and_multiply, tasks, &c);
+    } else {
+        bn_run_tasks(threads, prepare, prepare_tasks, &c);
+        bn_run_tasks(threads, multiply, tasks, &c);
+    }
     free(a.memory);
     return NULL;
 }

@@ -51,6 +51,7 @@ cdef extern from "parallel.h" nogil:
     ctypedef struct bn_threads:
         bn_parallel_for *run
         void *context
+        size_t count
 
 cdef extern from "panel.h" nogil:
     ctypedef struct bn_panel_source:
@@ -236,7 +237,6 @@ cdef extern from "matmul.h" nogil:
         void *y,
         size_t m,
         bn_float_type type,
-        bn_parallel_for *parallel_for,
-        void *context,
+        bn_threads threads,
     )
     void bn_matmul_destroy(bn_matmul *layer)

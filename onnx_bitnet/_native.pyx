@@ -814,15 +814,15 @@ cdef class MatMul:
             return y.reshape(y_shape)
         cdef const uint8_t[:, ::1] x_bytes = rows.view(np.uint8)
         cdef uint8_t[:, ::1] y_bytes = y.view(np.uint8)
-        cdef bn_parallel_for *parallel_for = NULL
-        cdef void *context = NULL
+        cdef bn_threads workers
         cdef const char *reason
         pool = ThreadPoolExecutor(threads) if threads > 1 else None
+        workers.run, workers.context, workers.count = NULL, NULL, threads
         if pool is not None:
-            parallel_for, context = _run_on_pool, <void *>pool
+            workers.run, workers.context = _run_on_pool, <void *>pool
         with nogil:
             reason = bn_matmul_run(
-                self.layer, &x_bytes[0, 0], &y_bytes[0, 0], x_bytes.shape[0], type, parallel_for, context
+                self.layer, &x_bytes[0, 0], &y_bytes[0, 0], x_bytes.shape[0], type, workers
             )
         if pool is not None:
             pool.shutdown()

@@ -200,7 +200,7 @@ static ort_status *ORT_CALL run_kernel(void *state, ort_kernel_context *context)
     }
     bn_pool pool = {k->api, context, NULL};
     const bn_attention_call call = make_call(k, in, dims, y_data);
-    reason = bn_attention_run(&call, k->isas, (bn_threads){bn_run_in_pool, &pool});
+    reason = bn_attention_run(&call, k->isas, (bn_threads){.run = bn_run_in_pool, .context = &pool});
     if (pool.status != NULL || reason == NULL) {
         return pool.status;
     }

@@ -80,14 +80,14 @@ static void run(void *context, void (*task)(void *arg, size_t index), size_t cou
 
 bn_threads bn_load_threads(void)
 {
-    return (bn_threads){run, NULL};
+    return (bn_threads){.run = run, .count = cpus()};
 }
 
 #else
 
 bn_threads bn_load_threads(void)
 {
-    return (bn_threads){NULL, NULL};
+    return (bn_threads){.run = NULL};
 }
 
 #endif

@@ -22,6 +22,7 @@ typedef struct {
     bn_matmul *layer;
     int64_t n, k;
     bn_float_type type;
+    size_t cpus; /* of this process; how many threads a session has, ONNX Runtime does not say */
 } kernel;
 
 /* ---- Reading the node ---- */
@@ -210,6 +211,7 @@ static ort_status *ORT_CALL create_kernel(const ort_custom_op *op, const ort_api
         .n = (int64_t)desc.n,
         .k = (int64_t)desc.k,
         .type = ((const bn_op *)op)->x_type == ORT_FLOAT ? BN_FLOAT32 : BN_FLOAT16,
+        .cpus = desc.threads.count,
     };
     *created = k;
     return NULL;
@@ -233,11 +235,11 @@ static ort_status *ORT_CALL run_kernel(void *state, ort_kernel_context *context)
     if (status != NULL || run.rows == 0) {
         return status;
     }
-    bn_pool threads = {k->api, context, NULL};
-    const char *reason =
-        bn_matmul_run(k->layer, run.x, run.y, run.rows, k->type, bn_run_in_pool, &threads);
-    if (threads.status != NULL || reason == NULL) {
-        return threads.status;
+    bn_pool pool = {k->api, context, NULL};
+    const bn_threads threads = {bn_run_in_pool, &pool, k->cpus};
+    const char *reason = bn_matmul_run(k->layer, run.x, run.y, run.rows, k->type, threads);
+    if (pool.status != NULL || reason == NULL) {
+        return pool.status;
     }
     return ort_CreateStatus(k->api)(ORT_FAIL, reason);
 }

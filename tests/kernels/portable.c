@@ -102,8 +102,9 @@ static int run_case(FILE *file, const bn_case *c, uint32_t isas)
     const char *reason = bn_matmul_create(&desc, isas, &layer);
     int good = !reason && y;
 
-    for (int pass = 0; good && pass < 2; pass++) {
-        reason = bn_matmul_run(layer, x, y, c->m, type, pass ? backwards : NULL, NULL);
+    for (int pass = 0; good && pass < 3; pass++) {
+        const bn_threads threads = {.run = pass ? backwards : NULL, .count = pass == 2};
+        reason = bn_matmul_run(layer, x, y, c->m, type, threads);
         good = !reason && is_equal(c, y, expected);
     }
     if (!good) {

@@ -70,6 +70,7 @@ def cases() -> Iterator[Case]:
         yield Case(33, 100, 2, bits, planes=3, block_size=7, zero_points=affine)
         yield Case(400, 2049, 9, bits, block_size=128)
         yield Case(64, 33000, 1, bits)
+        yield Case(100, 40, 137, bits, half=bits == 16)
         yield Case(16, 257, 3, bits, planes=2, block_size=32, half=True, zero_points=affine)
         for m in range(1, 10):
             yield Case(16 * (m % 5) + 5, 200 + m, m, bits, block_size=(0, 48)[m % 2])

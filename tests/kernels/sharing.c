@@ -82,7 +82,7 @@ static bn_matmul *make(unsigned which)
 static void check(const bn_matmul *layer, unsigned which)
 {
     float y[N];
-    if (bn_matmul_run(layer, x, y, 1, BN_FLOAT32, NULL, NULL) ||
+    if (bn_matmul_run(layer, x, y, 1, BN_FLOAT32, (bn_threads){.run = NULL}) ||
         memcmp(y, answers[which], sizeof y) != 0) {
         atomic_fetch_add(&wrong, 1);
     }
@@ -131,7 +131,7 @@ int main(void)
         }
         weights[w][ROW + 8] = (uint8_t)(w * 0x55); /* step 2 of output 1: bytes 512 to 767 of the panel */
         bn_matmul *layer = make(w);
-        reason = bn_matmul_run(layer, x, answers[w], 1, BN_FLOAT32, NULL, NULL);
+        reason = bn_matmul_run(layer, x, answers[w], 1, BN_FLOAT32, (bn_threads){.run = NULL});
         bn_matmul_destroy(layer);
     }
     for (unsigned t = 0; t < THREADS; t++) {

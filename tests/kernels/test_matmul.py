@@ -246,11 +246,12 @@ def test_zero_rows_give_the_bias(isa: str) -> None:
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("bits", [8, 16, 32])
-@pytest.mark.parametrize("m", [1, 90])
-def test_results_do_not_depend_on_tasks(isa: str, bits: int, m: int) -> None:
-    case = make_case(5, n=700, k=900, m=m, block_size=256, planes=2, activation_bits=bits)
+@pytest.mark.parametrize("m", [1, 40, 90, 210])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_results_do_not_depend_on_tasks(isa: str, bits: int, m: int, dtype: type) -> None:
+    case = make_case(5, n=700, k=900, m=m, block_size=256, planes=2, dtype=dtype, activation_bits=bits)
     once = _native.matmul(**case, isa=isa)
-    for threads in (2, 5):
+    for threads in (2, 3, 5):  # with 210 rows two and three have rows enough to take tasks of rows
         assert np.array_equal(_native.matmul(**case, isa=isa, threads=threads), once)
 
 
