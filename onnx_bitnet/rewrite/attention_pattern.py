@@ -5,7 +5,8 @@ That is, with numbers and the sides of sums in any order,
     scores = MatMul(heads of q, heads of k turned) * numbers + masks
     heads of y = MatMul(Softmax(scores), heads of v)
 
-where numbers may multiply q and k, too, casts change nothing, and zeros may replace weights that are NaN.
+where numbers may multiply q and k, too, casts change nothing, zeros may replace weights that are NaN, and a
+Where may hide scores behind a number so low that no score is left beside it.
 Where heads are what Transposes make of (batch, token, head, width), and so for y, the Transposes go as well.
 All is float32, for which alone there is a kernel. Anything else stays as it is, and so does an attention of
 which something else reads scores or weights.
@@ -18,12 +19,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from onnx_bitnet.errors import EvaluationError
-from onnx_bitnet.rewrite.constants import Constant
-from onnx_bitnet.rewrite.dimensions import Dimension, entries
+from onnx_bitnet.rewrite.dimensions import Shapes, permutation
 from onnx_bitnet.rewrite.functions import ATTENTION, ATTENTION_BY_HEAD
 from onnx_bitnet.rewrite.origins import opset_version
-from onnx_bitnet.rewrite.records import Site, made_by, operand, rank
+from onnx_bitnet.rewrite.records import Site, made_by, operand
 from onnx_bitnet.rewrite.types import element_type
 
 RANK = 4
@@ -31,9 +30,9 @@ _AS_IS = (0, 1, 2, 3)
 TOKENS_AND_HEADS = (0, 2, 1, 3)  # change places
 _TURNED = (0, 1, 3, 2)  # heads of k, ready to be multiplied with
 _TURNED_HEADS = (0, 2, 3, 1)  # the same of (batch, token, head, width)
-_ONES = tuple((1,) * count for count in range(RANK + 1))  # shapes of a number
 _LAST_AXIS_SINCE = 13  # opset from which Softmax is along the last axis if it says nothing
 _MOST_MASKS = 4
+_HIDING = -1e30  # plus a score it is itself: a unit in its last place is 1e23
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,21 +45,38 @@ class Scaled:
 
 
 @dataclass(frozen=True, eq=False)
+class Mask:
+    """What a node does to scores: adds a value, or puts a number in their place.
+
+    Args:
+        value: that is added; or the condition.
+        number: None, or what stands where the condition is `hides`.
+        hides: see number.
+        is_cast: whether the condition is not a truth before it is made one.
+    """
+
+    value: ir.Value
+    number: ir.Value | None = None
+    hides: bool = True
+    is_cast: bool = False
+
+
+@dataclass(frozen=True, eq=False)
 class Scores:
-    """scale * left right + masks: what Softmax reads.
+    """scale * left right, masked: what Softmax reads.
 
     Args:
         left: heads of q.
         right: heads of k, turned.
         scale: a number.
-        masks: that are added.
+        masks: what is done to the products, in order.
         nodes: that compute it, in order.
     """
 
     left: ir.Value
     right: ir.Value
     scale: float
-    masks: tuple[ir.Value, ...]
+    masks: tuple[Mask, ...]
     nodes: tuple[ir.Node, ...]
 
 
@@ -81,14 +97,14 @@ class Weighing:
 
 @dataclass(frozen=True, eq=False)
 class Attention:
-    """softmax(scale * q k + masks) v as found in a graph.
+    """softmax(scale * q k, masked) v as found in a graph.
 
     Args:
         op_type: Attention or AttentionByHead.
         q: (batch, row, head, width), or the last two but one exchanged; so k, v and y.
         k: (batch, token, head, width).
         v: (batch, token, head, width of y).
-        masks: each broadcasts to (batch, head, row, token).
+        masks: what is done to scores, in order; values broadcast to (batch, head, row, token).
         scale: a number.
         nan_to_zero: see Weighing.
         nodes: from the product of q and k to what makes y, or its heads, in order.
@@ -99,7 +115,7 @@ class Attention:
     q: ir.Value
     k: ir.Value
     v: ir.Value
-    masks: tuple[ir.Value, ...]
+    masks: tuple[Mask, ...]
     scale: float
     nan_to_zero: bool
     nodes: tuple[ir.Node, ...]
@@ -107,18 +123,29 @@ class Attention:
 
 
 def match(site: Site) -> Attention | None:
-    """Return the attention that a node is the Softmax of, or None."""
+    """Return the attention that a Softmax is part of, or None."""
     softmax = site.node
-    if softmax.domain or softmax.op_type != "Softmax" or not _is_along_last_axis(site):
+    if not _is_along_last_axis(site):
         return None
-    scores, weighing = _scores(operand(softmax, 0), site), _weighing(softmax.outputs[0], site)
+    shapes = Shapes(site)
+    scores, weighing = _scores(operand(softmax, 0), shapes), _weighing(softmax.outputs[0], shapes)
     if scores is None or weighing is None:
         return None
     nodes = (*scores.nodes, softmax, *weighing.nodes)
     if not _is_whole(nodes):
         return None
-    found = _by_token(scores, weighing, nodes, site) or _by_head(scores, weighing, nodes, site)
+    found = _by_token(scores, weighing, nodes, shapes) or _by_head(scores, weighing, nodes, shapes)
     return found if found is not None and _has_a_kernel(found) else None
+
+
+def unranked(site: Site) -> set[ir.Value]:
+    """Return heads whose ranks `match` would have to know, where a Softmax is part of an attention."""
+    shapes = Shapes(site)
+    scores, weighing = _scores(operand(site.node, 0), shapes), _weighing(site.node.outputs[0], shapes)
+    if scores is None or weighing is None or _before(scores.right, _TURNED, shapes) is None:
+        return set()
+    heads = (_unscaled(scores.left, shapes).value, weighing.heads)
+    return {value for value in heads if shapes.rank(value) is None}
 
 
 def _is_along_last_axis(site: Site) -> bool:
@@ -132,34 +159,70 @@ def _is_along_last_axis(site: Site) -> bool:
 # ---- Before and behind Softmax
 
 
-def _scores(value: ir.Value, site: Site) -> Scores | None:
-    scaled = _unscaled(value, site)
+def _scores(value: ir.Value, shapes: Shapes) -> Scores | None:
+    scaled = _unscaled(value, shapes)
     product = made_by(scaled.value, "MatMul", inputs=2)
     if product is not None:
         nodes = (product, *scaled.nodes)
         return Scores(operand(product, 0), operand(product, 1), scaled.factor, (), nodes)
-    add = made_by(value, "Add", inputs=2)
-    if add is None:
+    node = made_by(value, "Add", inputs=2) or made_by(value, "Where", inputs=3)
+    if node is None:
         return None
-    for index in (0, 1):
-        found = _scores(operand(add, index), site)
-        if found is not None and len(found.masks) < _MOST_MASKS and _is_of_turned_heads(found, site):
-            return replace(found, masks=(*found.masks, operand(add, 1 - index)), nodes=(*found.nodes, add))
+    for index in range(len(node.inputs))[-2:]:
+        found = _scores(operand(node, index), shapes)
+        if found is not None and len(found.masks) < _MOST_MASKS and _is_of_turned_heads(found, shapes):
+            return _masked(found, node, index, shapes)
     return None
 
 
-def _is_of_turned_heads(scores: Scores, site: Site) -> bool:
+def _is_of_turned_heads(scores: Scores, shapes: Shapes) -> bool:
     """Whether it may be q and k that are multiplied; a mask may be a product, too."""
-    return any(_before(scores.right, axes, site) is not None for axes in (_TURNED, _TURNED_HEADS))
+    return any(_before(scores.right, axes, shapes) is not None for axes in (_TURNED, _TURNED_HEADS))
 
 
-def _unscaled(value: ir.Value, site: Site) -> Scaled:
+def _masked(scores: Scores, node: ir.Node, index: int, shapes: Shapes) -> Scores | None:
+    """Return scores after an Add or a Where that reads them as its input of this index."""
+    inner: list[ir.Node] = []
+    if node.op_type == "Add":
+        mask = Mask(operand(node, 1 - index))
+    else:
+        number = operand(node, 3 - index)
+        low = shapes.number(number, RANK)
+        if low is None or low > _HIDING:
+            return None
+        condition, is_cast, inner = _condition(operand(node, 0), operand(node, index))
+        mask = Mask(condition, number, hides=index == 2, is_cast=is_cast)
+    return replace(scores, masks=(*scores.masks, mask), nodes=(*scores.nodes, *inner, node))
+
+
+def _condition(value: ir.Value, scores: ir.Value) -> tuple[ir.Value, bool, list[ir.Node]]:
+    """Return a condition as it was before it got the shape of scores, and the nodes that read that shape."""
+    cast = made_by(value, "Cast")
+    expand = made_by(value if cast is None else operand(cast, 0), "Expand", inputs=2)
+    if expand is None:
+        return value, False, []
+    shape = made_by(operand(expand, 1), "Shape")
+    if shape is not None and operand(shape, 0) is scores and not shape.attributes:
+        return operand(expand, 0), cast is not None, [shape, expand, *([] if cast is None else [cast])]
+    if _are_alike(expand.outputs[0].shape, scores.shape):
+        return operand(expand, 0), cast is not None, []
+    return value, False, []
+
+
+def _are_alike(one: ir.Shape | None, other: ir.Shape | None) -> bool:
+    """Whether two shapes are stated and the same, in numbers and names."""
+    if one is None or other is None or one != other:
+        return False
+    return all(isinstance(size, int) or size.value is not None for size in one)
+
+
+def _unscaled(value: ir.Value, shapes: Shapes) -> Scaled:
     """Look through Mul and Div by one number."""
     scaled = Scaled(value)
     while (node := made_by(scaled.value, "Mul", "Div", inputs=2)) is not None:
-        other, number = operand(node, 0), _number(operand(node, 1), site)
+        other, number = operand(node, 0), shapes.number(operand(node, 1), RANK)
         if number is None and node.op_type == "Mul":
-            other, number = operand(node, 1), _number(operand(node, 0), site)
+            other, number = operand(node, 1), shapes.number(operand(node, 0), RANK)
         if number is None or (number == 0.0 and node.op_type == "Div"):
             break
         factor = number if node.op_type == "Mul" else 1.0 / number
@@ -167,23 +230,12 @@ def _unscaled(value: ir.Value, site: Site) -> Scaled:
     return scaled
 
 
-def _number(value: ir.Value, site: Site) -> float | None:
-    """Return a constant that is one number, of whatever rank that changes no other's."""
-    constant = site.constant(value) if value in site.facts.known else None
-    if not isinstance(constant, Constant) or constant.shape not in _ONES:
-        return None
-    try:
-        return float(constant.array().astype(np.float64).reshape(()))
-    except EvaluationError:
-        return None
-
-
-def _weighing(weights: ir.Value, site: Site) -> Weighing | None:
+def _weighing(weights: ir.Value, shapes: Shapes) -> Weighing | None:
     nodes: list[ir.Node] = []
     nan_to_zero = False
     while True:
         readers = [use.node for use in weights.uses()]
-        guard = _nan_guard(weights, readers, site)
+        guard = _nan_guard(weights, readers, shapes)
         if guard:
             nodes += guard
             nan_to_zero = True
@@ -200,7 +252,7 @@ def _weighing(weights: ir.Value, site: Site) -> Weighing | None:
     return Weighing(operand(product, 1), nan_to_zero, (*nodes, product))
 
 
-def _nan_guard(weights: ir.Value, readers: list[ir.Node], site: Site) -> list[ir.Node]:
+def _nan_guard(weights: ir.Value, readers: list[ir.Node], shapes: Shapes) -> list[ir.Node]:
     """Return IsNaN and Where(nan, 0, weights) where they read the weights."""
     nan = next((node for node in readers if not node.domain and node.op_type == "IsNaN"), None)
     where = next((node for node in readers if not node.domain and node.op_type == "Where"), None)
@@ -208,7 +260,7 @@ def _nan_guard(weights: ir.Value, readers: list[ir.Node], site: Site) -> list[ir
         return []
     condition, zero, otherwise = where.inputs
     is_guard = condition is nan.outputs[0] and otherwise is weights and zero is not None
-    return [nan, where] if is_guard and zero is not None and _number(zero, site) == 0.0 else []
+    return [nan, where] if is_guard and zero is not None and shapes.number(zero, RANK) == 0.0 else []
 
 
 def _is_a_cast_to_the_same(node: ir.Node) -> bool:
@@ -231,10 +283,12 @@ def _is_whole(nodes: tuple[ir.Node, ...]) -> bool:
 # ---- Where the heads come from
 
 
-def _by_token(scores: Scores, weighing: Weighing, nodes: tuple[ir.Node, ...], site: Site) -> Attention | None:
+def _by_token(
+    scores: Scores, weighing: Weighing, nodes: tuple[ir.Node, ...], shapes: Shapes
+) -> Attention | None:
     """Take q, k, v and, if it can be, y from before the Transposes that make their heads."""
-    q, k = _before(scores.left, TOKENS_AND_HEADS, site), _before(scores.right, _TURNED_HEADS, site)
-    v, turn = _before(weighing.heads, TOKENS_AND_HEADS, site), _only_transpose(nodes[-1])
+    q, k = _before(scores.left, TOKENS_AND_HEADS, shapes), _before(scores.right, _TURNED_HEADS, shapes)
+    v, turn = _before(weighing.heads, TOKENS_AND_HEADS, shapes), _only_transpose(nodes[-1])
     if q is None or k is None or v is None or v.factor != 1.0:
         return None
     scale = scores.scale * q.factor * k.factor
@@ -243,58 +297,59 @@ def _by_token(scores: Scores, weighing: Weighing, nodes: tuple[ir.Node, ...], si
     return Attention(ATTENTION, *values, masks, scale, guard, whole, is_turned=turn is None)
 
 
-def _by_head(scores: Scores, weighing: Weighing, nodes: tuple[ir.Node, ...], site: Site) -> Attention | None:
+def _by_head(
+    scores: Scores, weighing: Weighing, nodes: tuple[ir.Node, ...], shapes: Shapes
+) -> Attention | None:
     """Take the heads themselves, where their ranks are known, and those of k as they were before turned."""
-    q, k, v = _unscaled(scores.left, site), _before(scores.right, _TURNED, site), weighing.heads
-    if k is None or any(_rank(value) != RANK for value in (q.value, v)):
+    q, k, v = _unscaled(scores.left, shapes), _before(scores.right, _TURNED, shapes), weighing.heads
+    if k is None or any(shapes.rank(value) != RANK for value in (q.value, v)):
         return None
     scale = scores.scale * q.factor * k.factor
     return Attention(ATTENTION_BY_HEAD, q.value, k.value, v, scores.masks, scale, weighing.nan_to_zero, nodes)
 
 
-def _before(value: ir.Value, axes: tuple[int, ...], site: Site) -> Scaled | None:
+def _before(value: ir.Value, axes: tuple[int, ...], shapes: Shapes) -> Scaled | None:
     """Return the value whose axes Transposes have brought into this order, and what multiplies it since."""
     factor = 1.0
     done: tuple[int, ...] = _AS_IS
     while done != axes:
-        scaled = _unscaled(value, site)
-        turned = _turned(scaled.value, site)
+        scaled = _unscaled(value, shapes)
+        turned = _turned(scaled.value, shapes)
         if turned is None:
             return None
-        source, permutation = turned
+        source, turn = turned
         factor *= scaled.factor
-        done = tuple(permutation[axis] for axis in done)
+        done = tuple(turn[axis] for axis in done)
         value = source
     return Scaled(value, factor)
 
 
-def _turned(value: ir.Value, site: Site) -> tuple[ir.Value, tuple[int, ...]] | None:
+def _turned(value: ir.Value, shapes: Shapes) -> tuple[ir.Value, tuple[int, ...]] | None:
     """Return of what a value of rank 4 is a Transpose, and its permutation."""
     node = value.producer()
-    permutation = None if node is None else _permutation(node)
-    if node is not None and permutation is not None:
-        return (operand(node, 0), permutation) if len(permutation) == RANK else None
+    axes = None if node is None else permutation(node)
+    if node is not None and axes is not None:
+        return (operand(node, 0), axes) if len(axes) == RANK else None
     back = made_by(value, "Reshape", inputs=2)
     turn = None if back is None else made_by(operand(back, 0), "Transpose")
     flat = None if turn is None else made_by(operand(turn, 0), "Reshape", inputs=2)
-    if back is None or turn is None or flat is None or _permutation(turn) != (0, 2, 1):
+    if back is None or turn is None or flat is None or permutation(turn) != (0, 2, 1):
         return None
     x = operand(flat, 0)
-    return (x, _TURNED) if _is_turned_by_way_of_three_axes(x, flat, back, site) else None
+    return (x, _TURNED) if _is_turned_by_way_of_three_axes(x, flat, back, shapes) else None
 
 
-def _is_turned_by_way_of_three_axes(x: ir.Value, flat: ir.Node, back: ir.Node, site: Site) -> bool:
+def _is_turned_by_way_of_three_axes(x: ir.Value, flat: ir.Node, back: ir.Node, shapes: Shapes) -> bool:
     """Whether the last two axes of x change places while batch and heads are one, as torch exports it."""
-    if _rank(x) != RANK:
+    if shapes.rank(x) != RANK:
         return False
-    three, four = entries(operand(flat, 1), site), entries(operand(back, 1), site)
-    batch, head, row, width = (Dimension(x, axis) for axis in range(RANK))
+    batch, head, row, width = (shapes.dimension(x, axis) for axis in range(RANK))
+    three, four = shapes.entries(operand(flat, 1)), shapes.entries(operand(back, 1))
     return (
         three is not None
-        and four is not None
-        and (len(three), len(four)) == (3, RANK)
-        and all(own.equals(entry) for own, entry in zip((row, width), three[1:], strict=True))
-        and all(own.equals(entry) for own, entry in zip((batch, head, width, row), four, strict=True))
+        and len(three) == RANK - 1
+        and three[1:] == [row, width]
+        and four == [batch, head, width, row]
     )
 
 
@@ -302,22 +357,8 @@ def _only_transpose(product: ir.Node) -> ir.Node | None:
     """Return the Transpose that brings heads of y behind rows and alone reads them, in the same graph."""
     heads = product.outputs[0]
     uses = [] if heads.is_graph_output() else heads.uses()
-    nodes = [use.node for use in uses if _permutation(use.node) == TOKENS_AND_HEADS]
+    nodes = [use.node for use in uses if permutation(use.node) == TOKENS_AND_HEADS]
     return nodes[0] if len(uses) == len(nodes) == 1 and nodes[0].graph is product.graph else None
-
-
-def _permutation(node: ir.Node) -> tuple[int, ...] | None:
-    if node.domain or node.op_type != "Transpose":
-        return None
-    attribute = node.attributes.get("perm")
-    return None if attribute is None or attribute.is_ref() else tuple(attribute.as_ints())
-
-
-def _rank(value: ir.Value) -> int | None:
-    """Return how many dimensions a value has, by what the model states or by the Transpose that makes it."""
-    node = value.producer()
-    permutation = None if node is None else _permutation(node)
-    return rank(value) if permutation is None else len(permutation)
 
 
 # ---- Whether the op can do it, and the op
@@ -325,14 +366,15 @@ def _rank(value: ir.Value) -> int | None:
 
 def _has_a_kernel(found: Attention) -> bool:
     """Whether types, the number and what is known of shapes are such as the op takes."""
-    values = (found.q, found.k, found.v, *found.masks)
+    added = [mask.value for mask in found.masks if mask.number is None]
+    values = (found.q, found.k, found.v, *(mask.value for mask in found.masks))
     if any(value.producer() in found.nodes for value in values):
         return False
-    if any(element_type(value) != ir.DataType.FLOAT for value in values):
+    if any(element_type(value) != ir.DataType.FLOAT for value in (found.q, found.k, found.v, *added)):
         return False
     with np.errstate(over="ignore"):
         is_finite = bool(np.isfinite(np.float32(found.scale)))
-    return is_finite and all(_is_inside(mask, found) for mask in found.masks)
+    return is_finite and all(_is_inside(mask.value, found) for mask in found.masks)
 
 
 def _is_inside(mask: ir.Value, found: Attention) -> bool:

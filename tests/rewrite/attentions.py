@@ -36,6 +36,10 @@ NUMBERS = {
     "four": np.float32([[4]]),
     "zero": np.float32(0),
     "huge": np.float32(1e30),
+    "lowest": np.finfo(np.float32).min,
+    "lowest4": np.full((1, 1, 1, 1), np.finfo(np.float32).min),
+    "nothing": np.float32(-np.inf),
+    "minus_1e9": np.float32(-1e9),
     "several": np.float32([1, 2, 3, 4, 5, 6, 7]),
     "zeros": np.float32([[[[0]]]]),
     "nothings": np.zeros(7, np.float32),
@@ -44,6 +48,7 @@ NUMBERS = {
     "minus_2": np.int64([-2]),
     "minus_1": np.int64([-1]),
     "most": np.int64([2**63 - 1]),
+    "two_i": np.int64([2]),
 }
 
 

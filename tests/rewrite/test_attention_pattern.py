@@ -224,6 +224,72 @@ def test_sums_of_masks_have_names_of_their_own():
     assert_same_results(before, after)
 
 
+# ---- Masks that hide scores
+
+HIDDEN = {
+    "by the least number": ("masked = Where (c, lowest, scores)", []),
+    "by minus infinity": ("masked = Where (c, nothing, scores)", []),
+    "by a number of rank 4": ("masked = Where (c, lowest4, scores)", []),
+    "but where the condition holds": ("masked = Where (c, scores, lowest)", []),
+    "and masked before": ("m1 = Add (scores, mask) \n masked = Where (c, lowest, m1)", []),
+    "and masked behind": ("m1 = Where (c, lowest, scores) \n masked = Add (mask, m1)", ["Add"]),
+    "twice": ("m1 = Where (c, lowest, scores) \n masked = Where (e, m1, nothing)", ["Where"]),
+    "in the shape of scores": (
+        "z = Shape (scores) \n ce = Expand (c, z) \n masked = Where (ce, lowest, scores)",
+        [],
+    ),
+    "made a truth in the shape of scores": (
+        "ci = Cast <to = 7> (c) \n z = Shape (scores) \n ce = Expand (ci, z) \n cb = Cast <to = 9> (ce) \n "
+        "masked = Where (cb, lowest, scores)",
+        ["Cast"],
+    ),
+}
+
+
+@pytest.mark.parametrize("parts", [Parts(), BY_HEAD], ids=["by token", "by head"])
+@pytest.mark.parametrize("name", HIDDEN)
+def test_hidden_scores(name: str, parts: Parts):
+    lines, more = HIDDEN[name]
+    before = with_conditions(lines, parts).model()
+    after = fuse(before)
+    *mask, op = ops(after)
+    assert sorted(mask) == sorted([*["Cast"] * ("Cast" in lines), "Where", *more])
+    assert op in ("Attention", "AttentionByHead")
+    feeds = feeds_of(before)
+    hides = "c, scores" not in lines
+    for scale in (1, 1000):  # of scores: none is so large that it would show beside the number
+        feeds["q"] = feeds["q"] * np.float32(scale)
+        feeds["c"][:] = not hides
+        feeds["c"][1, ..., 4:] = hides  # some tokens of one text
+        assert_same_results(before, after, feeds)
+        feeds["c"][1, ..., 2, :] = (
+            hides  # and all of one row, which takes the mean of v if the number is finite
+        )
+        if "nothing" not in lines:
+            assert_same_results(before, after, feeds)
+
+
+def with_conditions(lines: str, parts: Parts) -> Parts:
+    """Where masks by the conditions c and e, in the place of the sum with a mask."""
+    product, scaled, _ = (line.strip() for line in parts.scores.split("\n"))
+    inputs = [f", bool[{shape}" for shape in ("b, 1, s, t] c", "s, t] e") if shape[-1] in words(lines)]
+    return parts._replace(scores=f"{product} \n {scaled} \n {lines}", more_inputs="".join(inputs))
+
+
+def test_a_condition_in_a_shape_that_is_stated_as_that_of_scores():
+    """As torch's newer exporter writes it: what makes the shape is nothing that attention reads."""
+    lines = "z = Shape (other) \n ce = Expand (c, z) \n masked = Where (ce, lowest, scores)"
+    parts = with_conditions(lines, Parts())
+    parts = parts._replace(more_inputs=f"{parts.more_inputs}, float[b, {H}, s, t] other")
+    alike = f"bool[b, {H}, s, t] ce, float[b, {H}, s, t] scores"
+    before = parts._replace(stated=alike).model()
+    assert ops(fuse(before)) == ["Where", "Attention"]
+    assert_same_results(before, fuse(before))
+    for stated in ("", alike.replace("s, t] ce", "s, u] ce")):
+        before = parts._replace(stated=stated).model()
+        assert ops(fuse(before)) == ["Shape", "Expand", "Where", "Attention"]
+
+
 # ---- Heads of y that something else reads
 
 Z = ", float[b, 3, s, 4] z"
@@ -318,17 +384,40 @@ def test_heads_are_taken_as_they_are(name: str, fixed: str):
     assert_same_results(before, after)
 
 
-UNKNOWN = {
-    "q": (Parts(q=ROTARY_Q, k=ROTARY_K), QH),
-    "v": (Parts(k=ROTARY_K, v=f"{V.replace('vh', 'v1')} \n vh = Relu (v1)"), VH),
+HELD = "\n".join(
+    f"{name} = Constant <value = float {{{number}}}> ()"
+    for name, number in {"eight": 8, "half": 0.5, "two": 2}.items()
+)
+INFERRED = {
+    "q": Parts(q=ROTARY_Q, k=ROTARY_K),
+    "v": Parts(k=ROTARY_K, v=f"{V.replace('vh', 'v1')} \n vh = Relu (v1)"),
+    "a number on v": Parts(k=f"{K1} \n {KT}", v=f"{V.replace('vh', 'vn')} \n vh = Mul (vn, half)"),
+    "q not turned": Parts(k=f"{K1} \n {KT}", q="qh = Identity (q)", q_shape="b, h, s, d"),
+    "v not turned": Parts(k=f"{K1} \n {KT}", v="vh = Identity (v)", v_shape="b, h, t, d"),
+    "q turned without perm": Parts(k=f"{K1} \n {KT}", q="qh = Transpose (q)", q_shape="d, s, h, b"),
 }
 
 
-@pytest.mark.parametrize("name", UNKNOWN)
+@pytest.mark.parametrize("name", INFERRED)
+def test_ranks_of_heads_are_inferred(name: str):
+    before = INFERRED[name].model()
+    after = fuse(before)
+    assert [function.name for function in after.functions] == ["AttentionByHead"]
+    assert_same_results(before, after)
+
+
+@pytest.mark.parametrize("name", INFERRED)
 def test_heads_of_unknown_rank_stay(name: str):
-    parts, stated = UNKNOWN[name]
-    refused(parts.model())
-    fuse(parts._replace(stated=stated).model())
+    """Nothing is inferred of the body of a function, which is called with any rank."""
+    parts = INFERRED[name]
+    lines = f"{HELD} {parts.lines()}"
+    before = with_numbers(
+        f"g ({parts.inputs()}) => (float[b, s, {H}, {D}] y) {{ y = own.attend (q, k, v, mask) }}",
+        functions=f"""<domain: "own", opset_import: ["" : 18]>
+            attend (q, k, v, mask) => (y) <float q, float k, float v, float mask> {{ {lines} }}""",
+        domains=("own",),
+    )
+    refused(before)
 
 
 # ---- K turned by way of three axes
@@ -423,9 +512,9 @@ WRONG = {
     "heads twice": changed("(batch, head", "(head, head", ONE_BY_ONE),
     "five entries": changed("first, last, middle", "first, minus_1, last, middle"),
     "an entry that is inferred": changed("(batch, head", "(batch, minus_1", ONE_BY_ONE),
-    "an entry that is computed": changed(
-        "back_shape =", "c = Neg (minus_1) \n l = Mul (last, c) \n back_shape ="
-    ).replace("first, last", "first, l"),
+    "an entry that is computed": changed("back_shape =", "m = Mul (middle, two_i) \n back_shape =").replace(
+        "last, middle)", "last, m)"
+    ),
     "an entry that is an input": changed("first, last", "first, n"),
     "the shape of k before": changed("Shape (k1)", "Shape (k)"),
     "the shape of something alike": changed("shape = Shape (k1)", "k2 = Neg (k1) \n shape = Shape (k2)"),
@@ -448,7 +537,7 @@ def test_k_turned_by_way_of_other_shapes_stays(name: str):
 def test_constants_that_no_known_shape_proves_stay():
     refused(Parts(k=detour(RIGHT)).model())
     refused(Parts(k=detour(RIGHT), stated=STATED).model())
-    refused(Parts(k=detour(MIXED), stated=STATED.replace(str(D), "d")).model())
+    refused(Parts(k=detour(MIXED), stated=STATED.replace(str(D), "d")).model(fixed="h"))
 
 
 def test_heads_of_k_of_unknown_rank_stay():
@@ -475,7 +564,6 @@ REFUSED = {
     "a number over scores": product("scores = Div (two, p)"),
     "a number beyond float32": product("a = Mul (p, huge) \n scores = Mul (a, huge)"),
     "a division by nothing": product("scores = Div (p, zero)"),
-    "a number on v": {"v": f"{Q.replace('q', 'v').replace('vh', 'vn')} \n vh = Mul (vn, half)"},
     "a number on weights": {
         "softmax": f"{SOFTMAX.replace('weights =', 'w =')} \n weights = Mul (w, half)",
     },
@@ -483,9 +571,24 @@ REFUSED = {
         "scores": "p = MatMul (qh, kh) \n added = Add (p, mask) \n masked = Div (added, eight)",
     },
     "mask is subtracted": {"scores": SCORES.replace("Add", "Sub")},
-    "a Where": {
-        "scores": f"{SCORES.replace('masked', 'added')} \n masked = Where (c, added, zero)",
-        "more_inputs": ", bool[s, t] c",
+    **{
+        f"a Where {name}": {
+            "scores": f"{SCORES.replace('masked', 'added')} \n masked = Where ({operands})",
+            "more_inputs": ", bool[s, t] c, float n",
+        }
+        for name, operands in {
+            "that puts zeros": "c, added, zero",
+            "whose number leaves scores beside it": "c, minus_1e9, added",
+            "that puts the largest": "c, huge, added",
+            "that puts an input": "c, added, n",
+            "that puts several numbers": "c, added, several",
+            "of scores on both sides": "c, added, added",
+        }.items()
+    },
+    "a shape of scores that something else reads": {
+        "scores": with_conditions(HIDDEN["in the shape of scores"][0], Parts()).scores,
+        "more_inputs": ", bool[b, 1, s, t] c",
+        "more_outputs": ", int64[4] z",
     },
     "scores on themselves": {"scores": "p = MatMul (qh, kh) \n masked = Add (p, p)"},
     "scores on scaled ones": {"scores": SCORES.replace("mask)", "p)")},
@@ -532,12 +635,13 @@ REFUSED = {
     },
     "a product with itself": {"heads": "heads = MatMul (weights, weights)", "v_shape": "b, t, h, t"},
     "the sides of the product changed": {"heads": "wt = Transpose (weights) \n heads = MatMul (vh, wt)"},
-    "q not turned": {"q": "qh = Identity (q)", "q_shape": "b, h, s, d"},
     "k not turned to be multiplied with": {
         "k": f"kh = {PERM}[0, 2, 1, 3]> (k)",
         "k_shape": "b, d, h, t",
     },
+    "q not turned": {"q": "qh = Identity (q)", "q_shape": "b, h, s, d"},
     "v not turned": {"v": "vh = Identity (v)", "v_shape": "b, h, t, d"},
+    "a number on v": {"v": f"{V.replace('vh', 'vn')} \n vh = Mul (vn, half)"},
     "q turned otherwise": {"q": f"qh = {PERM}[2, 1, 0, 3]> (q)", "q_shape": "s, h, b, d"},
     "a Transpose without perm": {"q": "qh = Transpose (q)", "q_shape": "d, s, h, b"},
 }
