@@ -26,6 +26,7 @@ INLINE_LIMIT = 1 << 20
 _PAGE = 4096
 # Smaller tensors stay in the model file; the others start on a page, so that they can be mapped.
 _EXTERNAL_FROM = 4096
+_TENSORS = (ir.AttributeType.TENSOR, ir.AttributeType.TENSORS)
 
 
 @dataclass(frozen=True)
@@ -112,15 +113,49 @@ def _muted(name: str) -> Iterator[None]:
 
 
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
-    """Yield every tensor of the model, in whatever graph or attribute, whose bytes are in another file."""
-    for graph in model.graphs():
+    """Yield every tensor of the model, in whatever graph, function or attribute, whose bytes are elsewhere."""
+    for graph in _graphs(model):
         for value in graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):
                 yield value.const_value
-        for node in graph:
-            for attribute in node.attributes.values():
-                if not attribute.is_ref() and isinstance(attribute.value, ir.ExternalTensor):
-                    yield attribute.value
+        for _, attribute in _tensor_attributes(graph):
+            yield from (tensor for tensor in _held(attribute) if isinstance(tensor, ir.ExternalTensor))
+
+
+def _graphs(model: ir.Model) -> Iterator[ir.Graph]:
+    for root in graphs.roots(model):
+        yield root
+        yield from root.subgraphs()
+
+
+def _tensor_attributes(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Attr]]:
+    for node in graph:
+        for attribute in list(node.attributes.values()):
+            if attribute.type in _TENSORS and not attribute.is_ref():
+                yield node, attribute
+
+
+def _held(attribute: ir.Attr) -> tuple[ir.TensorProtocol, ...]:
+    return (attribute.as_tensor(),) if attribute.type == _TENSORS[0] else tuple(attribute.as_tensors())
+
+
+def _bring_in(model: ir.Model) -> None:
+    """Hold in the model itself what onnx_ir leaves in data files: tensors of attributes and in functions."""
+    main = {model.graph, *model.graph.subgraphs()}
+    for graph in _graphs(model):
+        for value in () if graph in main else graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = _in_memory(value.const_value)
+        for node, attribute in _tensor_attributes(graph):
+            tensors = [_in_memory(tensor) for tensor in _held(attribute)]
+            one = attribute.type == _TENSORS[0]
+            node.attributes.add(ir.Attr(attribute.name, attribute.type, tensors[0] if one else tensors))
+
+
+def _in_memory(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    if not isinstance(tensor, ir.ExternalTensor):
+        return tensor
+    return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, shape=tensor.shape, name=tensor.name)
 
 
 def _check_external(path: Path, folder: Path, tensor: ir.ExternalTensor) -> Path:
@@ -245,6 +280,7 @@ def install(staging: Path, output: Path) -> None:
 
 def size_of(model: ir.Model, output: Path) -> int:
     """Return how many bytes `staged` would write; the model's tensors become references to nothing."""
+    _bring_in(model)
     end, outside = 0, _external(model)
     for value in (value for graph in model.graphs() for value in graph.initializers.values()):
         tensor = value.const_value
@@ -275,6 +311,7 @@ def _external(model: ir.Model) -> set[ir.Value]:
 
 
 def _write(model: ir.Model, staging: Path, output: Path, between: Callable[[], None]) -> None:
+    _bring_in(model)
     external = bool(_external(model)) or any(external_tensors(model))
     try:
         staging.parent.mkdir()

@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+import onnx_bitnet as bn
 from onnx_bitnet import files
 from onnx_bitnet.errors import ModelError, OutputError
 from onnx_bitnet.runner import start
@@ -152,6 +153,63 @@ def test_missing_external_data_is_named(external):
     external.with_name("in.data").unlink()
     with pytest.raises(ModelError, match=r"tensor 'w': its data file '.*in.data' is missing"):
         files.read(external)
+
+
+@pytest.fixture
+def scattered(tmp_path):
+    """A model whose Constant node, function and body of a function have their tensors in files of their own."""
+
+    def elsewhere(name: str) -> onnx.TensorProto:
+        tensor = onnx.numpy_helper.from_array(np.full(64, len(name), np.float32), name)
+        (tmp_path / f"{name}.data").write_bytes(tensor.raw_data)
+        onnx.external_data_helper.set_external_data(tensor, f"{name}.data")
+        tensor.ClearField("raw_data")
+        return tensor
+
+    proto = onnx.parser.parse_model("""<ir_version: 9, opset_import: ["" : 18, "own" : 1]>
+        g (float[n, 64] x, bool c) => (float[n, 64] y) {
+            a = Constant <value = float {0.0}> () r = Add (x, a) y = own.add (r, c)
+        }
+        <domain: "own", opset_import: ["" : 18]>
+        add (x, c) => (y) {
+            b = Constant <value = float {0.0}> ()
+            r = Add (x, b)
+            y = If (c) <then_branch = t () => (float[n, 64] u) <float[64] bb = {0}> { u = Add (r, bb) },
+                        else_branch = e () => (float[n, 64] v) { v = Identity (r) }>
+        }""")
+    proto.graph.node[0].attribute[0].t.CopyFrom(elsewhere("a"))
+    body = proto.functions[0].node
+    body[0].attribute[0].t.CopyFrom(elsewhere("b"))
+    (then,) = [attribute.g for attribute in body[2].attribute if attribute.name == "then_branch"]
+    then.initializer[0].CopyFrom(elsewhere("bb"))
+    onnx.save(proto, tmp_path / "in.onnx")
+    return tmp_path / "in.onnx"
+
+
+def test_tensors_in_attributes_and_functions_come_with_the_model(scattered):
+    data = {scattered.with_name(f"{name}.data") for name in ("a", "b", "bb")}
+    file = files.read(scattered)
+    assert file.data_files == data
+    output = scattered.parent / "inner" / "out.onnx"
+    output.parent.mkdir()
+    with files.staged(file.model, output):
+        pass
+    feeds = {"x": np.zeros((2, 64), np.float32), "c": np.array(True)}
+    (y,) = bn.session(output, threads=1).run(None, feeds)
+    assert np.array_equal(y, np.full((2, 64), 4.0))
+    assert files.read(output).data_files == set()
+    written = files.size_of(files.read(scattered).model, output)
+    assert written == output.stat().st_size
+
+
+@pytest.mark.parametrize("name", ["a", "b", "bb"])
+def test_data_of_attributes_and_functions_is_checked_and_kept(scattered, name):
+    data = scattered.with_name(f"{name}.data")
+    with pytest.raises(OutputError, match="is part of the input model"):
+        files.check_output(files.read(scattered), scattered.with_name(name), force=True)
+    data.unlink()
+    with pytest.raises(ModelError, match=rf"{name}.data' is missing"):
+        files.read(scattered)
 
 
 def test_truncated_external_data_is_named(external):
