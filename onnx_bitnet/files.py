@@ -113,7 +113,7 @@ def _muted(name: str) -> Iterator[None]:
 
 
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
-    """Yield every tensor of the model, in whatever graph, function or attribute, whose bytes are elsewhere."""
+    """Yield every tensor of the model, in whatever graph, function or attribute, that is in another file."""
     for graph in _graphs(model):
         for value in graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):

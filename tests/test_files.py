@@ -157,7 +157,7 @@ def test_missing_external_data_is_named(external):
 
 @pytest.fixture
 def scattered(tmp_path):
-    """A model whose Constant node, function and body of a function have their tensors in files of their own."""
+    """A model whose Constant node, function and body in it have their tensors in files of their own."""
 
     def elsewhere(name: str) -> onnx.TensorProto:
         tensor = onnx.numpy_helper.from_array(np.full(64, len(name), np.float32), name)

@@ -44,21 +44,24 @@ def overwrite(library: Path, function: str) -> None:
     library.write_bytes(code)
 
 
-@pytest.fixture(scope="module")
-def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with the package, the dot of whose strongest instruction set does nothing."""
+def broken_copy(folder: Path, op: str, form: str) -> Path:
+    """Return the folder with a copy of the package, the strongest kernel of an op in which does nothing."""
     if sys.platform != "linux" or os.uname().machine != "x86_64":
         pytest.skip("knows the machine code of x86-64 Linux alone")
     if shutil.which("nm") is None or shutil.which("readelf") is None:
         pytest.skip("needs nm and readelf")
     if STRONGEST == "scalar":
         pytest.skip("there is no other code than the scalar one")
-    folder = tmp_path_factory.mktemp("broken")
     package = Path(onnx_bitnet.__path__[0])
     shutil.copytree(package, folder / "onnx_bitnet", ignore=shutil.ignore_patterns("__pycache__"))
     for library in (folder / "onnx_bitnet").glob("*.so"):
-        overwrite(library, f"bn_dot_i2s_{STRONGEST}")
+        overwrite(library, f"bn_{op}_{form}_{_native.find(op, form)}")
     return folder
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return broken_copy(tmp_path_factory.mktemp("broken"), "dot", "i2s")
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -70,6 +73,33 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_all_is_well_here() -> None:
     assert _native.wrong_isas() == []
+
+
+RUN_BY_OPS = (
+    ("dot", "i2s"),
+    ("dot", "t5"),
+    ("dot", "w4"),
+    ("dot", "w8"),
+    ("dotf", "i2s"),
+    ("actq", "f32"),
+    ("scale", "i32"),
+    ("widen", "f16"),
+    ("narrow", "f16"),
+    ("panel", "i2s"),
+    ("hadamard", "f32"),
+    ("attention", "f32"),
+    ("transpose", "f32"),
+)
+
+
+@pytest.mark.parametrize(("op", "form"), RUN_BY_OPS)
+def test_every_op_is_checked(op: str, form: str, tmp_path: Path) -> None:
+    isa = str(_native.find(op, form))
+    if isa == "scalar":
+        pytest.skip("there is no other code than the scalar one")
+    folder = broken_copy(tmp_path, op, form)
+    done = run(folder, "-c", "from onnx_bitnet import _native; print(*_native.wrong_isas())")
+    assert (done.returncode, done.stdout.split()) == (0, [isa]), done.stderr
 
 
 def test_a_session_warns_once_and_computes_right(broken: Path) -> None:
