@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
+import machine
 import ml_dtypes
 import numpy as np
 
@@ -28,14 +27,6 @@ from onnx_bitnet.quantization.spec import LayerSpec
 
 TYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 LAYOUTS = ("rows", "columns")
-
-
-def machine() -> str:
-    """Return the name of the CPU, and the instruction sets in use."""
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if "model name" in line] if info.exists() else []
-    name = names[0].partition(":")[2].strip() if names else platform.processor()
-    return f"{name}, {', '.join(_native.allowed_isas())}, load {os.getloadavg()[0]:.1f}"
 
 
 def weight_routines(weight: np.ndarray, exact: np.ndarray) -> dict[str, Callable[[], object]]:
@@ -132,7 +123,8 @@ def main() -> None:
     parser.add_argument("--cpu-time", action="store_true", help="time by CPU, over the number of threads")
     arguments = parser.parse_args()
     shape = tuple(arguments.shape)
-    print(f"{machine()}; {shape[0]} x {shape[1]}, GB/s")
+    machine.print_header(machine.describe(arguments.threads))
+    print(f"{shape[0]} x {shape[1]}, GB/s")
     print(f"{'':32}{'':10}{'':9}", *(f"{threads:7}" for threads in arguments.threads))
     cpus = sorted(os.sched_getaffinity(0))
     for routine, name, layout, function in cases(shape, arguments.types):

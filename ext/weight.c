@@ -9,8 +9,8 @@
 #include "layout.h"
 
 enum {
-    /* Rows of a transposed matrix that are loaded together.  They are read 256 bytes at a time, which is
-     * twice as fast as by cache lines. */
+    /* Rows of a transposed matrix that are loaded together: 256 bytes of float32 at a time, which is twice as
+     * fast as cache lines one by one. */
     PANEL = 64,
     TILE = 16, /* inputs that are transposed together, and how many ahead memory is asked for */
     CACHE_LINE = 64,

@@ -66,3 +66,5 @@ def test_paths_it_names_exist():
     tree = README.split("## Where things are")[1]
     for name in re.findall(r"^ {4,6}(\S+)", tree, re.M):
         assert (ROOT / name).exists() or (ROOT / "onnx_bitnet" / name).exists(), name
+    for folder in (ROOT / "onnx_bitnet").glob("*/__init__.py"):
+        assert re.search(rf"^ {{6}}{folder.parent.name}/", tree, re.M), folder
