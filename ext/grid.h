@@ -1,4 +1,4 @@
-/* Weights to levels of a grid, with or without error feedback; reference.py defines what each computes.
+/* Weights to levels of a grid, with or without error feedback; reference/weights.py defines what each computes.
  *
  * A grid has `count` levels; level l of a group of weights that share `params` parameters is
  *     v[l] = sum over p of coefficient[l][p] * theta[p].

@@ -1,4 +1,4 @@
-/* What is inside a bn_matmul: made by matmul.c, used by run.c. */
+/* What is inside a bn_matmul: made by matmul.c, used by run.c, rows.c and block.c. */
 #ifndef BN_LAYER_H
 #define BN_LAYER_H
 

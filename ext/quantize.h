@@ -2,7 +2,7 @@
  *
  * Each function reads rows first .. last - 1 of a matrix and writes the results of these rows only, so
  * that threads can share the work and the result does not depend on how.  They return 0, or -1 when
- * memory is short.  reference.py defines what each computes,
+ * memory is short.  reference/weights.py defines what each computes,
  * kernel.h in which order sums are taken. */
 #ifndef BN_QUANTIZE_H
 #define BN_QUANTIZE_H
