@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_bitnet import files
-from onnx_bitnet.calibration.calibrate import Calibration
+from onnx_bitnet.calibration.calibration import Calibration
 from onnx_bitnet.conversion.convert import convert_as_told, default_output, plan_as_told
 from onnx_bitnet.data.feeds import open_feeds
 from onnx_bitnet.errors import RecipeError
@@ -281,4 +281,18 @@ def _with_notes(report: Report) -> Report:
 def _with_search(report: Report, settled: Settled) -> Report:
     """Add what the recipe was chosen from; data that none of its steps needs served the choice."""
     notes = (*settled.notes, *report.notes)
-    return dataclasses.replace(report, frontier=settled.frontier, notes=notes, data_unused=False)
+    points = _sized(settled.frontier, report.output_bytes)
+    return dataclasses.replace(report, frontier=points, notes=notes, data_unused=False)
+
+
+def _sized(points: tuple[FrontierPoint, ...], nbytes: int) -> tuple[FrontierPoint, ...]:
+    """Return a frontier whose chosen point has the size of its files.
+
+    What its ops and their bodies take beside tensors, which the search did not count, others take too; not
+    the one without any, which loses nothing.
+    """
+    more = next((nbytes - point.nbytes for point in points if point.chosen), 0)
+    return tuple(
+        dataclasses.replace(point, nbytes=point.nbytes + (more if point.loss or point.chosen else 0))
+        for point in points
+    )

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnx_bitnet.calibration.calibrate import Calibration
+from onnx_bitnet.calibration.calibration import Calibration
 from onnx_bitnet.conversion.convert import plan_as_told
 from onnx_bitnet.errors import RecipeError
 from onnx_bitnet.planning.candidates import KEEP
@@ -237,18 +237,18 @@ class Search:
         calibration: Calibration | None,
     ) -> Point:
         """Return the best choice whose files have at most `size` bytes."""
-        error_first = self._goals.any
+        smallest = least if self._goals.any else frontier(layers)[0]
         budget = size - rest
         while True:
-            found = least if error_first else within(layers, budget)
-            nbytes = self._file_bytes(found, calibration) if found is not None else 0
-            if found is not None and nbytes <= size:
+            found = None if self._goals.any else within(layers, budget)
+            found = found or smallest
+            nbytes = self._file_bytes(found, calibration)
+            if nbytes <= size:
                 return found
-            if found is None or error_first:
-                smallest = nbytes if error_first else rest + frontier(layers)[0].nbytes
-                goal = "that reaches the other goals " if error_first else ""
+            if found.options == smallest.options:
+                goal = "that reaches the other goals " if self._goals.any else ""
                 raise RecipeError(
-                    f"max_size = {size} cannot be met: the smallest choice {goal}has {smallest} bytes"
+                    f"max_size = {size} cannot be met: the smallest choice {goal}has {nbytes} bytes"
                 )
             budget -= nbytes - size
 

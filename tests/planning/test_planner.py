@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -69,6 +70,25 @@ def test_a_size_is_kept_and_used(model, data, tmp_path, with_data):
     assert size - 5000 < report.output_bytes <= size  # another op would bring its body, of 4000
     assert (tmp_path / "in.bitnet.onnx").stat().st_size == report.output_bytes
     assert all(layer.converted for layer in report.layers)
+
+
+@pytest.mark.parametrize("with_data", [False, True])
+def test_the_smallest_size_that_an_error_names_can_be_had(model, data, with_data):
+    feeds = data if with_data else None
+    with pytest.raises(RecipeError, match="cannot be met") as error:
+        bn.plan(model, {"max_size": 1000}, data=feeds)
+    (smallest,) = re.findall(r"the smallest choice has (\d+) bytes", str(error.value))
+    assert bn.plan(model, {"max_size": int(smallest)}, data=feeds).output_bytes == int(smallest)
+    with pytest.raises(RecipeError, match=rf"the smallest choice has {smallest} bytes"):
+        bn.plan(model, {"max_size": int(smallest) - 1}, data=feeds)
+
+
+@pytest.mark.parametrize("with_data", [False, True])
+def test_the_frontier_has_the_size_of_the_files(model, data, with_data):
+    plan = bn.plan(model, {"min_cosine": 0.98}, data=data if with_data else None)
+    (chosen,) = [point for point in plan.frontier if point.chosen]
+    assert chosen.nbytes == plan.output_bytes
+    assert max(point.nbytes for point in plan.frontier) < 1.2 * model.stat().st_size
 
 
 def test_the_recipe_converts_alike_and_the_plan_says_the_same(model, data, tmp_path):
