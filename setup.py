@@ -73,7 +73,7 @@ class BuildExt(build_ext):
         super().build_extensions()
 
     def isa_rows(self, every=False):
-        """Yield (name, flags, machine) of the rows of isa.inc for this machine, or of every row."""
+        """Return (name, flags, machine) of the rows of isa.inc for this machine, or of every row."""
         rows = ROW.findall((EXT / "isa.inc").read_text())
         return [row for row in rows if every or row[2] in ("any", MACHINE)]
 

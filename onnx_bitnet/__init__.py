@@ -6,7 +6,8 @@
 >>> result = bn.validate("model.onnx", "model.bitnet.onnx")         # doctest: +SKIP
 """
 
-from onnx_bitnet.calibration.calibrate import Calibration, calibrate
+from onnx_bitnet.calibration.calibrate import calibrate
+from onnx_bitnet.calibration.calibration import Calibration
 from onnx_bitnet.errors import BitNetError
 from onnx_bitnet.kernels import Kernel, kernels
 from onnx_bitnet.planning.planner import convert, plan

@@ -1,6 +1,6 @@
 """The C core as Cython sees it: declarations only, see the headers in ext/."""
 
-from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 ctypedef void (*bn_task)(void *arg, size_t index) noexcept nogil
 
@@ -240,3 +240,142 @@ cdef extern from "matmul.h" nogil:
         bn_threads threads,
     )
     void bn_matmul_destroy(bn_matmul *layer)
+
+cdef extern from "weight.h" nogil:
+    int BN_MAGNITUDE_BLOCK
+    ctypedef enum bn_weight_type:
+        BN_WEIGHT_FLOAT32, BN_WEIGHT_FLOAT16, BN_WEIGHT_BFLOAT16
+    ctypedef struct bn_weight:
+        const char *data
+        Py_ssize_t row_stride, col_stride
+        size_t n, k
+        bn_weight_type type
+        uint32_t isas
+    int bn_weight_nonfinite(const bn_weight *w, size_t first, size_t last, size_t *count, size_t *where)
+    int bn_weight_magnitudes(const bn_weight *w, size_t first, size_t last, float *magnitude, int *ternary)
+
+cdef extern from "fit.h" nogil:
+    ctypedef enum bn_rounding:
+        BN_ROUND_ABSMEAN, BN_ROUND_TWN, BN_ROUND_MSE
+    ctypedef struct bn_rule:
+        bn_rounding rounding
+        int levels
+        bn_weight_type scale_type
+    bn_step bn_step_of_moments(const bn_rule *rule, const double *moments, size_t count)
+    bn_step bn_finish_twn(const bn_rule *rule, bn_step step, const double *products)
+    bn_step bn_nearest_step(const bn_rule *rule, float scale)
+
+cdef extern from "quantize.h" nogil:
+    int BN_BINS
+    ctypedef struct bn_grid:
+        const bn_step *steps
+        size_t planes, rows, block_size
+    ctypedef struct bn_packed:
+        const uint8_t *weight
+        const float *scale
+        const float *zero_point
+        size_t n, k, planes, rows, block_size
+        uint32_t isas
+    ctypedef struct bn_difference:
+        double error, signal
+        size_t zeros
+        int different
+    int bn_moments(const bn_weight *w, const bn_grid *grid, size_t first, size_t last, double *moments)
+    int bn_products(const bn_weight *w, const bn_grid *grid, size_t first, size_t last, double *products)
+    int bn_histogram(
+        const bn_weight *w, const bn_grid *grid, size_t first, size_t last, uint64_t *count, uint64_t *low
+    )
+    int bn_histogram_low(
+        const bn_weight *w,
+        const bn_grid *grid,
+        const int32_t *slot,
+        size_t first,
+        size_t last,
+        uint64_t *count,
+    )
+    int bn_assign(
+        const bn_weight *w,
+        const bn_grid *grid,
+        size_t first,
+        size_t last,
+        uint8_t *weight,
+        const bn_packed *packed,
+        bn_difference *difference,
+    )
+    int bn_fit(
+        const bn_weight *w,
+        const bn_rule *rule,
+        size_t planes,
+        size_t block_size,
+        size_t first,
+        size_t last,
+        bn_step *steps,
+        int *held,
+    )
+    int bn_quantize(
+        const bn_weight *w,
+        const bn_rule *rule,
+        size_t first,
+        size_t last,
+        float *scale,
+        uint8_t *weight,
+        const bn_packed *packed,
+        bn_difference *difference,
+        int *held,
+    )
+    int bn_assign_integer(
+        const bn_weight *w,
+        const float *factor,
+        size_t rows,
+        int bits,
+        size_t first,
+        size_t last,
+        uint8_t *weight,
+        const bn_packed *packed,
+        bn_difference *difference,
+    )
+    void bn_dequantize(const bn_packed *packed, size_t first, size_t last, float *out)
+
+cdef extern from "observe.h" nogil:
+    ctypedef struct bn_observed:
+        double mean, second, third, fourth
+    bn_observed bn_observe(
+        const float *x,
+        size_t rows,
+        size_t k,
+        double *sum,
+        double *abs_sum,
+        double bins_per_unit,
+        int64_t *histogram,
+        size_t bins,
+    )
+
+cdef extern from "grid.h" nogil:
+    int BN_GRID_LEVELS, BN_GRID_PARAMS
+    ctypedef struct bn_levels:
+        const float *coefficient
+        size_t count, params
+    ctypedef struct bn_sorted:
+        pass
+    void bn_fit_grid(
+        const bn_levels *levels,
+        const float *w,
+        const float *importance,
+        size_t count,
+        const float *start,
+        size_t starts,
+        size_t rounds,
+        float *theta,
+    )
+    void bn_sort_levels(const bn_levels *levels, const float *theta, bn_sorted *sorted)
+    void bn_feedback(
+        const bn_sorted *sorted,
+        size_t levels,
+        const int32_t *group,
+        const float *feedback,
+        size_t count,
+        const float *base,
+        float *state,
+        uint8_t *index,
+        float *error,
+    )

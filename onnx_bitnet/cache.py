@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from onnx_bitnet import _native
+from onnx_bitnet.machine import cpu_kinds, cpus
 
 OFF = "off"
 # Bytes that the folder may take; beyond, what was not used for longest goes.
@@ -48,8 +49,8 @@ def key_of(parts: Mapping[str, Any]) -> str:
     computer = {
         "code": _code(),
         "libraries": [version(name) for name in ("numpy", "onnxruntime", "onnx-ir", "onnx")],
-        "machine": [platform.system(), platform.machine(), _cpu(), _native.allowed_isas()],
-        "threads": [_cpus(), os.environ.get("OMP_NUM_THREADS"), os.environ.get("OPENBLAS_NUM_THREADS")],
+        "machine": [platform.system(), platform.machine(), cpu_kinds(), _native.allowed_isas()],
+        "threads": [cpus(), os.environ.get("OMP_NUM_THREADS"), os.environ.get("OPENBLAS_NUM_THREADS")],
     }
     return _hash(json.dumps([computer, parts], sort_keys=True).encode())
 
@@ -134,21 +135,6 @@ def _code() -> str:
     return _hash(
         " ".join([*(str(path.relative_to(root)) for path in files), digest_of_files(files)]).encode()
     )
-
-
-@functools.cache
-def _cpu() -> str:
-    """Return the model of the CPU, by which BLAS chooses its kernels."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    named = ("model name", "cpu family", "model", "CPU part", "CPU implementer")
-    return " ".join(dict.fromkeys(line for line in lines if line.split(":")[0].strip() in named))
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _hash(data: bytes) -> str:

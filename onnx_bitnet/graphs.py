@@ -11,9 +11,15 @@ import onnx_ir as ir
 from onnx_bitnet.errors import ModelError
 
 
-def roots(model: ir.Model) -> tuple[ir.Graph, ...]:
-    """Return the graphs that no other graph holds: the main one and the bodies of functions."""
-    return (model.graph, *(function.graph for function in model.functions.values()))
+def roots(model: ir.Model, *, without: str | None = None) -> tuple[ir.Graph, ...]:
+    """Return the graphs that no other graph holds: the main one and the bodies of functions.
+
+    Args:
+        model: the model.
+        without: domain whose functions are left out.
+    """
+    bodies = (function.graph for function in model.functions.values() if function.domain != without)
+    return (model.graph, *bodies)
 
 
 def subgraphs(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:
@@ -26,6 +32,27 @@ def subgraphs(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:
         elif attribute.type == ir.AttributeType.GRAPHS:
             for index, graph in enumerate(attribute.as_graphs()):
                 yield f"{attribute.name}[{index}]", graph
+
+
+def values(graph: ir.Graph) -> Iterator[ir.Value]:
+    """Yield every value of a graph and of the graphs in it."""
+    for part in (graph, *graph.subgraphs()):
+        yield from (*part.inputs, *part.initializers.values())
+        for node in part:
+            yield from node.outputs
+
+
+def reads(node: ir.Node) -> Iterator[ir.Value]:
+    """Yield what a node reads, and what the graphs in it read from outside of them."""
+    yield from filter(None, node.inputs)
+    yield from _reads_of_bodies(node)
+
+
+def _reads_of_bodies(node: ir.Node) -> Iterator[ir.Value]:
+    for _, body in subgraphs(node):
+        inside = {body, *body.subgraphs()}
+        for reader in body.all_nodes():
+            yield from (value for value in filter(None, reader.inputs) if value.graph not in inside)
 
 
 def check_proto(path: Path, proto: onnx.ModelProto) -> None:
@@ -75,11 +102,8 @@ def _refuse_double_meanings(path: Path, model: ir.Model) -> None:
     """
     for root in roots(model):
         for node in root.all_nodes():
-            bodies = [body for _, body in subgraphs(node)]
-            inside = {graph for body in bodies for graph in (body, *body.subgraphs())}
-            read = {value for graph in inside for reader in graph for value in reader.inputs if value}
-            outer = {value.name for value in read if value.graph not in inside}
-            own = [name for body in bodies for name in body.initializers]
+            outer = {value.name for value in _reads_of_bodies(node)}
+            own = [name for _, body in subgraphs(node) for name in body.initializers]
             if name := next((name for name in own if name in outer), None):
                 raise ModelError(
                     f"{path}: node {node.name or node.op_type!r} reads {name!r} from outside, and a body of "

@@ -125,26 +125,20 @@ def _kept(text: str) -> dict[str, str]:
 
 
 def _describe(packed: PackedNode) -> PackedLayer:
-    weight, scale, _ = packed.arrays()
+    weight = packed.quantized()
     counts = np.zeros(4, dtype=np.int64)
-    for codes in packed.codes():
+    for codes in packed.codes(weight):
         counts += np.bincount(codes.reshape(-1), minlength=4)
     return PackedLayer(
         name=packed.layer,
         format=packed.format,
         n=packed.n,
         k=packed.k,
-        planes=weight.shape[0],
-        granularity=_granularity(scale, packed.block_size),
+        planes=weight.planes,
+        granularity=weight.granularity,
         activation_bits=packed.activation_bits,
         nbytes=packed.nbytes,
-        code_bytes=weight.nbytes,
+        code_bytes=weight.weight.nbytes,
         bits_per_weight=8 * packed.nbytes / (packed.n * packed.k),
         codes=tuple(float(count) for count in counts / counts.sum()),
     )
-
-
-def _granularity(scale: np.ndarray, block_size: int) -> str:
-    if scale.shape[2] > 1:
-        return f"block:{block_size}"
-    return "channel" if scale.shape[1] > 1 else "tensor"

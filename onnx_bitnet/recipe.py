@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_bitnet import recipe_file
+from onnx_bitnet.data.padding import USUAL
 from onnx_bitnet.errors import RecipeError
 from onnx_bitnet.granularity import block_size
 from onnx_bitnet.kernels import strongest
@@ -241,7 +242,7 @@ class Recipe:
     keep_last: bool = False
     fuse: bool = False
     attention: str = "auto"
-    mask: str = "attention_mask"
+    mask: str = USUAL
     target: str = "custom"
     min_cosine: float | None = None
     min_sqnr: float | None = None

@@ -83,3 +83,9 @@ def near(word: str, known: Sequence[str]) -> str:
     """Return a hint at the known word that is closest, if one is close."""
     close = difflib.get_close_matches(word, known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def near_misses(pattern: str, names: Sequence[str]) -> str:
+    """Return which layers come near a pattern that matches none, or how many there are if none does."""
+    close = difflib.get_close_matches(pattern.removeprefix("re:").strip("*"), names, n=3, cutoff=0.3)
+    return f"near misses: {', '.join(close)}" if close else f"the model has {len(names)} linear layers"

@@ -87,7 +87,7 @@ class Layer:
         n: outputs, 0 if unknown.
         k: inputs, 0 if unknown.
         reason: why it was left, None if it was converted.
-        detail: the reason's particulars in words; of a converted layer, why it has this format.
+        detail: the reason's particulars in words; of a converted layer, what was settled for it, and why.
         format: canonical format of the packed weight; for other targets `nbits2`, `nbits4` and `nbits8`
             (MatMulNBits), `int8` (DynamicQuantizeMatMul), `fp8e4m3`, `fp8e5m2`, `float32` or `float16`.
         granularity: `tensor`, `channel`, `block:B` or `block:RxB`.
@@ -147,7 +147,7 @@ class FrontierPoint:
     """One way to convert the whole model, of those that trade size against error best.
 
     Args:
-        nbytes: size of the files.
+        nbytes: size of the files: exact for the chosen one of a plan or conversion, else predicted.
         loss: predicted error of the outputs: 1 - cosine, or noise over signal if the goal is `min_sqnr`.
         time: predicted time of the layers to be decided, where it is 1 in float; see speed.py.
         measured: the same as it was measured with float activations; None if it was not.

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import onnx
 import onnx_ir as ir
 
-from onnx_bitnet import files, runtime
+from onnx_bitnet import files, graphs, runtime
 from onnx_bitnet.data.inputs import Batch
 from onnx_bitnet.errors import ModelError
 
@@ -81,12 +82,45 @@ def start(model: ir.Model, path: Path, threads: int = 0) -> Runner:
     return Runner(path, session)
 
 
+def start_part(
+    model: ir.Model,
+    path: Path,
+    names: Sequence[str],
+    threads: int,
+    given: Mapping[str, ir.DataType] = MappingProxyType({}),
+) -> Runner | None:
+    """Return the part of a model that computes some values in a session; None if they all are fed.
+
+    Args:
+        model: the model.
+        path: the file that it came from.
+        names: the values.
+        threads: for onnxruntime, 0 for its own choice.
+        given: other tensors that are fed, and their types.
+    """
+    fed = [str(value.name) for value in model.graph.inputs] + [*given]
+    wanted = [name for name in dict.fromkeys(names) if name not in fed]
+    if not wanted:
+        return None
+    graph = ir.convenience.extract(model.graph, fed, wanted)
+    for value in graph.inputs:  # an input with a default keeps it
+        if value.name in given:
+            value.type = ir.TensorType(given[str(value.name)])
+            value.shape = None
+        default = model.graph.initializers.get(str(value.name))
+        if default is not None and str(value.name) not in graph.initializers:
+            value.const_value = default.const_value
+            graph.initializers.add(value)
+    part = ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
+    return start(part, path, threads)
+
+
 def _open(ort: Any, proto: onnx.ModelProto, options: Any, folder: Path) -> Any:
     if not ort.__version__.startswith("1.20."):
         options.add_session_config_entry(_FOLDER, str(folder))
         return ort.InferenceSession(proto.SerializeToString(), options, providers=_PROVIDERS)
     # This version ignores the entry. It takes absolute paths, from a file; later ones refuse them.
-    for tensor in _tensors(proto.graph):
+    for tensor in graphs.tensors(proto):
         for entry in tensor.external_data:
             if entry.key == "location":
                 entry.value = str(folder / entry.value)
@@ -94,12 +128,3 @@ def _open(ort: Any, proto: onnx.ModelProto, options: Any, folder: Path) -> Any:
         file = Path(temporary, "model.onnx")
         file.write_bytes(proto.SerializeToString())
         return ort.InferenceSession(str(file), options, providers=_PROVIDERS)
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            yield attribute.t
-            for subgraph in (attribute.g, *attribute.graphs):
-                yield from _tensors(subgraph)

@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from onnx_bitnet.calibration.calibrate import Calibration
+from onnx_bitnet.calibration.calibration import Calibration
 from onnx_bitnet.decoder import Built, Times
 from onnx_bitnet.doctor import Check
 from onnx_bitnet.inspection import Inspection

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnx_bitnet.rewrite.functions import DOMAIN
-from onnx_bitnet.rewrite.replace import HADAMARD, LAYER, LAYERS, SEPARATOR, Y
+from onnx_bitnet.rewrite.functions import DOMAIN, HADAMARD
+from onnx_bitnet.rewrite.replace import LAYER, LAYERS, SEPARATOR, Y
 from onnx_bitnet.rewrite.replaced import Replaced, replaced
 
 # Before these names the outputs of a layer have its number, so that layers do not feed one another.

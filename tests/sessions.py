@@ -11,8 +11,7 @@ from onnx_bitnet import runtime
 
 def options(threads: int = 1) -> ort.SessionOptions:
     """Session options with the ops registered, which print nothing."""
-    made = ort.SessionOptions()
-    made.log_severity_level = 4
+    made = runtime.quiet_options()
     made.intra_op_num_threads = threads
     runtime.register(made)
     return made

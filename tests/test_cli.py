@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,9 +12,13 @@ import time
 from importlib.metadata import version
 
 import numpy as np
+import onnx
 import pytest
+import typer
 from chains import K, chain, ordinary, ternary
 from commands import run
+
+from onnx_bitnet.cli import app
 
 
 @pytest.fixture
@@ -113,6 +118,91 @@ def test_what_is_there_is_overwritten_only_with_force(model, arguments):
     assert (done.returncode, done.stdout) == (1, "")
     assert "there: exists already" in done.stderr
     assert there.read_text() == "old"
+
+
+# By command: what it writes over if it is let, and the file which that is.
+OVER_INPUTS = {
+    "convert": [
+        ("model.onnx model.onnx", "model.onnx"),
+        ("model.onnx feeds.npz --data feeds.npz", "feeds.npz"),
+        ("model.onnx recipe.toml --recipe recipe.toml", "recipe.toml"),
+        ("model.onnx metric.py --min-metric 1 --data feeds.npz --metric metric.py:count", "metric.py"),
+        ("model.onnx feeds --data feeds.data", "feeds.data"),
+    ],
+    "plan": [
+        ("model.onnx --max-size 1MB --plot drawn.svg --recipe drawn.svg", "drawn.svg"),
+        ("model.onnx --max-size 1MB --plot model.onnx", "model.onnx"),
+    ],
+    "sensitivity": [
+        ("model.onnx -o model.onnx", "model.onnx"),
+        ("model.onnx -o folder/feeds.npz --data folder", "folder/feeds.npz"),
+        ("model.onnx -o recipe.toml --recipe recipe.toml", "recipe.toml"),
+        ("model.onnx -o metric.py --metric metric.py:count", "metric.py"),
+    ],
+    "calibrate": [
+        ("model.onnx model.onnx", "model.onnx"),
+        ("apart.onnx apart.weights", "apart.weights"),
+        ("model.onnx feeds.npz --data feeds.npz", "feeds.npz"),
+        ("model.onnx folder/feeds.npz --data folder", "folder/feeds.npz"),
+    ],
+    "validate": [
+        ("model.onnx model.onnx --html model.onnx", "model.onnx"),
+        ("model.onnx other.onnx --csv other.onnx", "other.onnx"),
+        ("model.onnx apart.onnx --csv apart.weights", "apart.weights"),
+        ("model.onnx model.onnx --data feeds.npz --csv feeds.npz", "feeds.npz"),
+        ("model.onnx model.onnx --html page.html --frontier page.html", "page.html"),
+        ("model.onnx model.onnx --metric metric.py:count --csv metric.py", "metric.py"),
+    ],
+    "build": [
+        ("folder folder", "folder/feeds.npz"),
+        ("folder/inner folder", "folder/feeds.npz"),
+        ("--random folder/config.json folder", "folder/config.json"),
+    ],
+}
+
+
+@pytest.fixture
+def inputs(model):
+    """A folder with everything that a command can read."""
+    folder = model.parent
+    (folder / "other.onnx").write_bytes(model.read_bytes())
+    external = {"save_as_external_data": True, "location": "apart.weights", "size_threshold": 0}
+    onnx.save(onnx.load(model), folder / "apart.onnx", **external)
+    (folder / "folder" / "inner").mkdir(parents=True)
+    for name in ("feeds.npz", "folder/feeds.npz"):
+        np.savez(folder / name, x=np.ones((2, K), np.float32))
+    (folder / "feeds.npz").with_suffix(".data").write_bytes((folder / "feeds.npz").read_bytes())
+    (folder / "recipe.toml").write_text("")
+    (folder / "drawn.svg").write_text("")
+    (folder / "metric.py").write_text("def count(batches, outputs):\n    return len(batches)\n")
+    (folder / "page.html").write_text('{"frontier": []}')
+    for name in ("folder/config.json", "folder/inner/config.json"):
+        (folder / name).write_text("{}")
+    return folder
+
+
+def test_every_command_that_writes_is_tried_on_its_inputs():
+    commands = typer.main.get_command(app).commands.items()
+    writing = {name for name, command in commands if any(item.name == "force" for item in command.params)}
+    assert writing == set(OVER_INPUTS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ((command, *given.split()), name)
+        for command, cases in OVER_INPUTS.items()
+        for given, name in cases
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_inputs_are_not_overwritten_even_with_force(inputs, arguments, name):
+    before = (inputs / name).read_bytes()
+    done = run(*arguments, "--force", cwd=inputs)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.search("is part of the input .*; choose another output name\n$", done.stderr), done.stderr
+    assert done.stderr.count("\n") == 1
+    assert (inputs / name).read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -299,6 +299,34 @@ def test_data_beside_the_output_must_not_be_the_inputs(tmp_path):
         files.check_output(files.read(tmp_path / "in.onnx"), tmp_path / "out.onnx", force=True)
 
 
+def test_outputs_must_not_be_what_is_read(external):
+    folder = external.parent
+    (folder / "set" / "test_data_set_0").mkdir(parents=True)
+    read = ["in.onnx", "in.data", "recipe.toml", "set/a.npz", "set/test_data_set_0/input_0.pb"]
+    for name in (*read[2:], "set/a.onnx", "other.npz"):
+        (folder / name).write_bytes(b"x")
+    (folder / "link.npz").symlink_to("set/a.npz")
+    others = (folder / "recipe.toml", str(folder / "set"), None, {"x": 1}, folder / "missing")
+    for name in (*read, "link.npz"):
+        with pytest.raises(OutputError, match=rf"{name}: is part of the input .*; choose another output name"):
+            files.check_free(folder / name, force=True, models=[external], others=others)
+    for name in ("set/a.onnx", "other.npz", "new.npz", "set/new.npz"):
+        files.check_free(folder / name, force=True, models=[external, folder / "set/a.onnx"], others=others)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_what_is_no_regular_file_stays(external):
+    pipe = external.with_name("pipe")
+    os.mkfifo(pipe)
+    with pytest.raises(OutputError, match=r"pipe: is no regular file; choose another output name"):
+        files.check_free(pipe, force=True)
+    with pytest.raises(OutputError, match=r"pipe: is no regular file"):
+        files.check_output(files.read(external), pipe, force=True)
+    with pytest.raises(OutputError, match=r"pipe: is no regular file"):
+        files.write_text(pipe, "text")
+    assert pipe.is_fifo()
+
+
 @pytest.mark.parametrize(("size", "external"), [(64, False), (1024, True)])
 def test_large_weights_go_to_a_page_aligned_file_of_their_own(tmp_path, size, external):
     output = tmp_path / "out.onnx"

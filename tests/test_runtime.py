@@ -57,8 +57,7 @@ def test_register_twice_is_register_once(model: Path):
 
 
 def test_registering_twice_by_hand_is_why_register_remembers(model: Path):
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
+    options = runtime.quiet_options()
     options.register_custom_ops_library(str(runtime.library_path()))
     options.register_custom_ops_library(str(runtime.library_path()))
     with pytest.raises(Exception, match="already set in registry"):

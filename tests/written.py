@@ -6,12 +6,12 @@ import onnx
 import onnxruntime as ort
 
 import onnx_bitnet as bn
+from onnx_bitnet import runtime
 
 
 def run(path, feeds):
     """Run a file in onnxruntime as it comes, without the library."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options = runtime.quiet_options()
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"]).run(None, feeds)
 
 

@@ -3,170 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from onnx_bitnet import files
 from onnx_bitnet.calibration.activations import Collector, LayerStatistics
+from onnx_bitnet.calibration.calibration import Calibration
 from onnx_bitnet.calibration.sources import OUT_OF_REACH, Source, find_sources
 from onnx_bitnet.data.feeds import open_feeds
 from onnx_bitnet.data.inputs import Batch
 from onnx_bitnet.data.padding import USUAL, check_mask, tokens
 from onnx_bitnet.data.replay import Replay, replayed
-from onnx_bitnet.errors import DataError, ModelError, OutputError, one_line
+from onnx_bitnet.errors import ModelError
 from onnx_bitnet.report import Progress
 from onnx_bitnet.rewrite.scan import prepare, scan
-from onnx_bitnet.runner import Runner, start
+from onnx_bitnet.runner import Runner, start, start_part
 from onnx_bitnet.taps import values
 
-SCHEMA = "onnx_bitnet.calibration/2"
-
 _GIB = 1 << 30
-_SCALARS = (
-    "rows",
-    "k",
-    "min",
-    "max",
-    "absmax",
-    "mean",
-    "variance",
-    "kurtosis",
-    "row_peak",
-    "rotated_row_peak",
-    "moving_absmax",
-    "histogram_range",
-)
-_ARRAYS = ("histogram", "channel_mean", "channel_absmean", "second_moment")
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What the linear layers of a model read, by layer.
-
-    Args:
-        source: path of the float model.
-        data: where the feeds came from.
-        random_data: no data was given; random feeds tell nothing about real activations.
-        samples: number of samples run: rows along the first axis of the first input.
-        layers: statistics by layer name, as in the report; layers that read the same value share one object.
-        notes: sentences the user should read, such as which layers are out of reach.
-    """
-
-    source: str
-    data: str
-    random_data: bool
-    samples: int
-    layers: Mapping[str, LayerStatistics] = field(repr=False)
-    notes: tuple[str, ...] = ()
-
-    def save(self, path: str | Path) -> None:
-        """Write everything to an `.npz` file, whole or not at all; an existing file is replaced.
-
-        Raises:
-            OutputError: the file cannot be written.
-        """
-        path = Path(path)
-        unique = list({id(item): item for item in self.layers.values()}.values())
-        index = {id(item): number for number, item in enumerate(unique)}
-        header = {
-            "schema": SCHEMA,
-            "source": self.source,
-            "data": self.data,
-            "random_data": self.random_data,
-            "samples": self.samples,
-            "notes": self.notes,
-            "layers": {name: index[id(item)] for name, item in self.layers.items()},
-            "statistics": [{name: getattr(item, name) for name in _SCALARS} for item in unique],
-        }
-        arrays = {
-            f"{number}.{name}": getattr(item, name)
-            for number, item in enumerate(unique)
-            for name in _ARRAYS
-            if getattr(item, name) is not None
-        }
-        temporary = path.with_name(f".{path.name}.part")
-        try:
-            with temporary.open("wb") as file:
-                np.savez(file, header=np.array(json.dumps(header)), **arrays)
-            temporary.replace(path)
-        except OSError as error:
-            raise OutputError(f"{path}: cannot write the calibration: {one_line(error)}") from None
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Calibration:
-        """Read what `save` wrote.
-
-        Raises:
-            DataError: there is no such file, or it is no calibration.
-        """
-        try:
-            with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                header = json.loads(str(archive["header"]))
-                if header["schema"] != SCHEMA:
-                    raise ValueError(f"its schema is {header['schema']!r}")
-                unique = [
-                    LayerStatistics(**scalars, **_arrays(archive, number))
-                    for number, scalars in enumerate(header["statistics"])
-                ]
-                layers = {name: unique[number] for name, number in header["layers"].items()}
-        except (
-            *(OSError, ValueError, EOFError, KeyError, IndexError, TypeError, AttributeError),
-            *(MemoryError, zipfile.BadZipFile, zlib.error),
-        ) as error:
-            raise DataError(
-                f"{path}: cannot be read as a calibration: {one_line(error)}; make it with bn.calibrate"
-            ) from None
-        return cls(
-            header["source"],
-            header["data"],
-            header["random_data"],
-            header["samples"],
-            layers,
-            tuple(header["notes"]),
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the scalars as one JSON-able document."""
-        return {
-            "schema": SCHEMA,
-            "source": self.source,
-            "data": self.data,
-            "random_data": self.random_data,
-            "samples": self.samples,
-            "notes": list(self.notes),
-            "layers": [
-                {"name": name} | {key: getattr(item, key) for key in _SCALARS}
-                for name, item in self.layers.items()
-            ],
-        }
-
-
-def is_calibration(path: Path) -> bool:
-    """Return whether a file looks like one that `Calibration.save` wrote."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return "header.npy" in archive.namelist()
-    except (OSError, zipfile.BadZipFile):
-        return False
-
-
-def _arrays(archive: Mapping[str, np.ndarray], number: int) -> dict[str, Any]:
-    keys = {name: f"{number}.{name}" for name in _ARRAYS}
-    return {name: archive[key] for name, key in keys.items() if key in archive}
 
 
 def calibrate(
@@ -254,7 +114,7 @@ class _Passes:
         for number, group in enumerate(groups):
             collectors = {source: Collector(source.k, second_moment=self._second_moments) for source in group}
             names = [source.value for source in group]
-            runner = fetching(self._file.model, self._file.path, names, self._threads)
+            runner = start_part(self._file.model, self._file.path, names, self._threads)
             for index, batch in enumerate(self._feeds):
                 if progress is not None:
                     total = self._feeds.count * len(groups)
@@ -293,39 +153,6 @@ class _Passes:
             source: 2 * 4 * elements[source.value] + 2 * 4 * source.k**2 * self._second_moments
             for source in sources
         }
-
-
-def fetching(
-    model: ir.Model,
-    path: Path,
-    names: Sequence[str],
-    threads: int,
-    given: Mapping[str, ir.DataType] = MappingProxyType({}),
-) -> Runner | None:
-    """Return the part of a model that computes some values in a session; None if they all are fed.
-
-    Args:
-        model: the model.
-        path: the file that it came from.
-        names: the values.
-        threads: for onnxruntime, 0 for its own choice.
-        given: other tensors that are fed, and their types.
-    """
-    fed = [str(value.name) for value in model.graph.inputs] + [*given]
-    wanted = [name for name in dict.fromkeys(names) if name not in fed]
-    if not wanted:
-        return None
-    graph = ir.convenience.extract(model.graph, fed, wanted)
-    for value in graph.inputs:  # an input with a default keeps it
-        if value.name in given:
-            value.type = ir.TensorType(given[str(value.name)])
-            value.shape = None
-        default = model.graph.initializers.get(str(value.name))
-        if default is not None and str(value.name) not in graph.initializers:
-            value.const_value = default.const_value
-            graph.initializers.add(value)
-    part = ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
-    return start(part, path, threads)
 
 
 def observed(source: Source, array: np.ndarray, there: np.ndarray | None, label: str) -> np.ndarray:

@@ -67,6 +67,9 @@ def _least_error(statistics: LayerStatistics, levels: int) -> float:
 def _least_divergence(statistics: LayerStatistics, levels: int) -> float:
     """Try ranges of whole bins; those of no more bins than levels lose nothing but what they clip."""
     counts = statistics.magnitudes().astype(np.float64)
+    counts[0] = min(
+        counts[0], counts[1]
+    )  # zeros, such as Relu's, are exact whatever the range: they say nothing
     used = int(np.flatnonzero(counts)[-1]) + 1
     width = statistics.histogram_range / counts.size
     best, best_divergence = statistics.absmax, math.inf

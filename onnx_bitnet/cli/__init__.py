@@ -52,5 +52,5 @@ for command in (
 
 
 def main() -> NoReturn:
-    """Run the command line; the process ends with design section 5's exit codes."""
+    """Run the command line; it exits with the codes of errors.py and common.py, or 128 + a signal."""
     interrupts.run(app, err.print)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,9 +14,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from onnx_bitnet import tables
-from onnx_bitnet.calibration.calibrate import Calibration, is_calibration
-from onnx_bitnet.errors import BitNetError, OutputError, RecipeError
+from onnx_bitnet import files, tables
+from onnx_bitnet.calibration.calibration import Calibration, is_calibration
+from onnx_bitnet.errors import BitNetError, DataError, OutputError, RecipeError
 from onnx_bitnet.validation.validate import Metric, load_metric
 
 FAILURE, GATE_FAILED = 1, 3
@@ -100,9 +100,38 @@ def shown_progress(verb: str) -> Iterator[Callable[[int, int, str], None]]:
         yield update
 
 
+def check_outputs(
+    *outputs: Path | None,
+    force: bool,
+    models: Sequence[Path],
+    others: Sequence[Path | None],
+    metric: str | None = None,
+) -> None:
+    """Raise OutputError if a command would overwrite what it reads, or without --force what is there.
+
+    Args:
+        outputs: all that it writes; None is skipped.
+        force: see Force.
+        models: the models it reads.
+        others: the other files and folders it reads.
+        metric: the option, whose script it reads.
+    """
+    script = Path(metric.rpartition(":")[0]) if metric else None
+    for output in filter(None, outputs):
+        files.check_free(output, force=force, models=models, others=(*others, script))
+
+
 def to_metric(where: str | None) -> Metric | None:
-    """Load the function that --metric names."""
-    return load_metric(where) if where else None
+    """Load the function that --metric names.
+
+    Raises:
+        DataError: there is none.
+    """
+    if where is None:
+        return None
+    if not where.rpartition(":")[0] and Path(where).is_file():
+        raise DataError(f"--metric {where}: names no function; write FILE.py:FUNCTION")
+    return load_metric(where)
 
 
 def to_calibration(data: Path | None) -> Calibration | Path | None:

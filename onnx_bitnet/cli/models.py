@@ -22,6 +22,7 @@ from onnx_bitnet.cli.common import (
     Source,
     Threads,
     Verbose,
+    check_outputs,
     err,
     errors,
     show,
@@ -32,6 +33,7 @@ from onnx_bitnet.cli.common import (
 )
 from onnx_bitnet.conversion.convert import default_output
 from onnx_bitnet.data.padding import USUAL
+from onnx_bitnet.errors import OutputError, RecipeError
 from onnx_bitnet.inspection import inspect as inspect_file
 from onnx_bitnet.options import Given, to_recipe, with_recipe
 from onnx_bitnet.planning.planner import sensitivity as rank_layers
@@ -55,9 +57,17 @@ def convert(
 ) -> None:
     """Pack a model's linear layers, write the result and check it."""
     with errors(), shown_progress("converting") as progress:
+        output = output or default_output(source)
+        check_outputs(
+            *(output, files.data_path(output)),
+            force=force,
+            models=(source,),
+            others=(data, recipe["recipe"]),
+            metric=metric,
+        )
         report = bn.convert(
             source,
-            output or default_output(source),
+            output,
             to_recipe(recipe),
             data=to_calibration(data),
             metric=to_metric(metric),
@@ -81,14 +91,24 @@ def plan(
 ) -> None:
     """Say what convert would do to each layer, and write no model."""
     with errors(), shown_progress("planning") as progress:
+        others = (data, recipe["recipe"])
+        check_outputs(plot, force=force, models=(source,), others=others, metric=metric)
+        told = to_recipe(recipe)
         if plot is not None:
-            files.check_free(plot, force=force)
+            _check_plot(plot, told)
         report = bn.plan(
-            source, to_recipe(recipe), data=to_calibration(data), metric=to_metric(metric), progress=progress
+            source, told, data=to_calibration(data), metric=to_metric(metric), progress=progress
         )
         if plot is not None:
             plots.frontier(report.frontier, plot)
     show(report.to_dict() if as_json else tables.report(report, verbose=verbose))
+
+
+def _check_plot(plot: Path, recipe: bn.Recipe) -> None:
+    if plot.suffix.lower() not in (".svg", ".png"):
+        raise OutputError(f"{plot}: a plot is .svg or .png; choose such a name")
+    if not recipe.has_goals:
+        raise RecipeError("--plot draws the frontier of a goal; give one, for example --min-cosine 0.99")
 
 
 @with_recipe
@@ -106,8 +126,8 @@ def sensitivity(
 ) -> None:
     """Rank layers by what few bits in each cost, and find the recipe that reaches the goals (0.99 cosine)."""
     with errors(), shown_progress("trying") as progress:
-        if output is not None:
-            files.check_free(output, force=force)
+        others = (data, recipe["recipe"])
+        check_outputs(output, force=force, models=(source,), others=others, metric=metric)
         result = rank_layers(
             source,
             to_calibration(data),
@@ -141,7 +161,7 @@ def calibrate(
     """Run a float model over data and write statistics of what each linear layer reads."""
     with errors(), shown_progress("calibrating") as progress:
         output = output or source.with_name(f"{source.stem}.calibration.npz")
-        files.check_free(output, force=force)
+        check_outputs(output, force=force, models=(source,), others=(data,))
         result = bn.calibrate(
             source,
             data,
@@ -154,7 +174,7 @@ def calibrate(
             dims=to_dims(dim),
             progress=progress,
         )
-        result.save(output)
+        result.save(output, force=force)
     show(result.to_dict() if as_json else tables.calibration(result, output))
 
 
@@ -191,8 +211,9 @@ def validate(
     """Run two models on the same data and measure how far apart their results are."""
     gates = {"min_sqnr": min_sqnr, "min_cosine": min_cosine, "min_metric": min_metric}
     with errors(), shown_progress("validating") as progress:
-        for path in filter(None, (html, csv)):
-            files.check_free(path, force=force)
+        others = (data, frontier)
+        check_outputs(html, csv, force=force, models=(reference, got), others=others, metric=metric)
+        points = read_frontier(frontier) if frontier is not None else ()
         result = bn.validate(
             reference,
             got,
@@ -208,7 +229,7 @@ def validate(
     show(result.to_dict() if as_json else tables.validation(result))
     with errors():
         if html:
-            result.to_html(html, **gates, frontier=read_frontier(frontier) if frontier else ())
+            result.to_html(html, **gates, frontier=points)
         if csv:
             result.to_csv(csv)
     failures = result.failures(**gates)

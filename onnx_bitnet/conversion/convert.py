@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from onnx_bitnet import files
-from onnx_bitnet.calibration.calibrate import Calibration
+from onnx_bitnet.calibration.calibration import Calibration
 from onnx_bitnet.conversion.moments import measuring
 from onnx_bitnet.conversion.steps import walk
 from onnx_bitnet.conversion.targets import Stored, put

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -18,6 +17,7 @@ from onnx_bitnet.quantization.detect import check_weight, detect
 from onnx_bitnet.quantization.format_choice import with_format
 from onnx_bitnet.quantization.spec import LayerSpec
 from onnx_bitnet.recipe import FLOAT_ACTIONS, MEASURED_ROUNDINGS, Recipe, Rule
+from onnx_bitnet.recipe_values import near_misses
 from onnx_bitnet.report import Reason
 from onnx_bitnet.rewrite.origins import opset_version
 from onnx_bitnet.rewrite.records import Linear, Refusal
@@ -42,14 +42,8 @@ def check_rules(recipe: Recipe, found: Sequence[Linear | Refusal]) -> None:
     for rule in recipe.rules:
         if not any(_fits(rule, layer) for layer in found):
             names = [layer.name for layer in found]
-            near = difflib.get_close_matches(
-                rule.match.removeprefix("re:").strip("*"), names, n=3, cutoff=0.3
-            )
-            known = f"near misses: {', '.join(near)}" if near else f"the model has {len(names)} linear layers"
-            raise RecipeError(
-                f"rule {rule.match!r}"
-                f"{f' for {rule.op_type}' if rule.op_type else ''} matches no layer; {known}"
-            )
+            what = f"rule {rule.match!r}{f' for {rule.op_type}' if rule.op_type else ''}"
+            raise RecipeError(f"{what} matches no layer; {near_misses(rule.match, names)}")
 
 
 def keep_unseen(index: int, linears: Sequence[Linear], recipe: Recipe) -> Keep | None:
@@ -111,7 +105,7 @@ def decide(
             spec,
             integer_bits=_INTEGER_BITS[rule.action],
             format="i2s",
-            format_reason=f"{rule.action} needs four levels, which only i2s holds",
+            detail=f"{rule.action} needs four levels, which only i2s holds",
         )
     elif rule is None or rule.scale is None:
         spec = replace(spec, exact=detect(weight))
@@ -167,7 +161,7 @@ def _with_data(spec: LayerSpec, recipe: Recipe, measured: bool) -> LayerSpec:
             raise RecipeError("offset and levels = 9 need calibration data and rounding gptq or weighted")
         return spec
     if not measured:
-        return replace(spec, rounding="mse", format_reason=f"rounding mse: {OUT_OF_REACH}")
+        return replace(spec, rounding="mse", detail=f"rounding mse: {OUT_OF_REACH}")
     if spec.granularity == "tensor" or not by_output:
         raise RecipeError(f"rounding {spec.rounding!r} fits each output; use granularity channel or block:B")
     return spec
@@ -199,7 +193,7 @@ def _nearly_ternary(spec: LayerSpec, weight: np.ndarray) -> LayerSpec:
     exact = nearly(weight)
     if exact is None:
         return spec
-    return replace(spec, exact=exact, format_reason="the weight is ternary up to rounding")
+    return replace(spec, exact=exact, detail="the weight is ternary up to rounding")
 
 
 def _with_activations(spec: LayerSpec, linear: Linear, recipe: Recipe) -> LayerSpec:

@@ -12,7 +12,8 @@ import onnx_ir as ir
 
 from onnx_bitnet import files
 from onnx_bitnet.calibration.activations import LayerStatistics
-from onnx_bitnet.calibration.calibrate import Calibration, calibrate, observed
+from onnx_bitnet.calibration.calibrate import calibrate, observed
+from onnx_bitnet.calibration.calibration import Calibration
 from onnx_bitnet.calibration.sources import Source, find_sources
 from onnx_bitnet.conversion.decide import may_use_moments, needs_calibration, needs_moments
 from onnx_bitnet.conversion.stages import Stages

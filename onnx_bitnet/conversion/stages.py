@@ -12,9 +12,10 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnx_bitnet.calibration.calibrate import fetching
 from onnx_bitnet.conversion.shelf import Shelf
 from onnx_bitnet.data.replay import Replay
+from onnx_bitnet.graphs import reads
+from onnx_bitnet.runner import start_part
 from onnx_bitnet.taps import values
 
 
@@ -51,7 +52,7 @@ class Stages:
             needed = [str(value.name) for value in _boundary(ends, starts, cuts)]
             keep = [key for key in needed if all(key != value.name for value in fed)]
             wanted = [key for key in dict.fromkeys([name, *keep]) if known[key] not in starts]
-            runner = fetching(self._model, self._path, wanted, self._threads, kept)
+            runner = start_part(self._model, self._path, wanted, self._threads, kept)
             types = kept | (runner.types() if runner is not None else {})
             no_tensors = {known[key] for key in wanted if key not in types} - {known[name]}
             if not no_tensors:
@@ -71,25 +72,9 @@ class Stages:
         """Return the values that depend on the data; the others are constants, which nobody need keep."""
         moving = set(starts)
         for node in self._model.graph:
-            if any(value in moving for value in _reads(node)):
+            if any(value in moving for value in reads(node)):
                 moving.update(node.outputs)
         return moving
-
-
-def _reads(node: ir.Node) -> Iterator[ir.Value]:
-    """Yield what a node and the subgraphs in it read of the graph it is in."""
-    yield from (value for value in node.inputs if value is not None)
-    for attribute in node.attributes.values():
-        graphs = (
-            [attribute.as_graph()]
-            if attribute.type == ir.AttributeType.GRAPH
-            else attribute.as_graphs()
-            if attribute.type == ir.AttributeType.GRAPHS
-            else []
-        )
-        for graph in graphs:
-            for inner in ir.traversal.RecursiveGraphIterator(graph):
-                yield from (v for v in inner.inputs if v is not None and v.graph is node.graph)
 
 
 def _needs(targets: Sequence[ir.Value], starts: set[ir.Value]) -> set[ir.Value]:
@@ -103,7 +88,7 @@ def _needs(targets: Sequence[ir.Value], starts: set[ir.Value]) -> set[ir.Value]:
         found.add(value)
         node = value.producer()
         if node is not None:
-            stack.extend(_reads(node))
+            stack.extend(reads(node))
     return found
 
 
@@ -119,5 +104,5 @@ def _boundary(targets: Sequence[ir.Value], starts: set[ir.Value], cuts: set[ir.V
         if value in starts or value in cuts:
             found.append(value)
         elif (node := value.producer()) is not None:
-            stack.extend(_reads(node))
+            stack.extend(reads(node))
     return found

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_bitnet.calibration.activations import LayerStatistics
-from onnx_bitnet.calibration.calibrate import Calibration
+from onnx_bitnet.calibration.calibration import Calibration
 from onnx_bitnet.conversion.decide import Keep, check_rules, decide, keep_unseen, way
 from onnx_bitnet.conversion.moments import Inputs
 from onnx_bitnet.conversion.targets import Basis, Stored, store
@@ -128,7 +128,7 @@ def _step(
         where=linear.where,
         n=weight.n,
         k=weight.k,
-        detail=decision.format_reason,
+        detail=decision.detail,
         format=stored.format,
         granularity=_granularity(quantized, decision),
         scale_type="" if isinstance(stored, Plain) else stored.scale.dtype.name,

@@ -13,7 +13,7 @@ from onnx_bitnet.conversion.targets import Stored
 from onnx_bitnet.errors import OutputError, one_line
 from onnx_bitnet.rewrite.replaced import Replaced, replaced
 
-_ROWS_AT_ONCE = 1 << 20  # weights decoded at a time, so that memory stays bounded
+_WEIGHTS_AT_ONCE = 1 << 20  # decoded at a time, so that memory stays bounded
 
 
 def verify(written: Path, meant: Mapping[str, Stored], *, between: Callable[[], None] = lambda: None) -> None:
@@ -65,7 +65,7 @@ def _check(written: Path) -> None:
 
 def _compare(name: str, found: Replaced, meant: Stored) -> None:
     decode = found.decoder()
-    step = max(1, _ROWS_AT_ONCE // meant.k)
+    step = max(1, _WEIGHTS_AT_ONCE // meant.k)
     for start in range(0, meant.n, step):
         rows = slice(start, start + step)
         try:

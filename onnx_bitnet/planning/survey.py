@@ -19,7 +19,8 @@ import numpy as np
 
 from onnx_bitnet import cache, files
 from onnx_bitnet.calibration.activations import LayerStatistics
-from onnx_bitnet.calibration.calibrate import Calibration, calibrate
+from onnx_bitnet.calibration.calibrate import calibrate
+from onnx_bitnet.calibration.calibration import Calibration
 from onnx_bitnet.conversion.decide import Keep, check_rules, decide, keep_unseen, rule_for
 from onnx_bitnet.errors import EvaluationError
 from onnx_bitnet.planning.candidates import Candidate, Trial, Trials

@@ -20,9 +20,9 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from onnx_bitnet import _native
+from onnx_bitnet.machine import cpus
 from onnx_bitnet.quantization.grids import Grid
 from onnx_bitnet.quantization.rotation import Rotation
-from onnx_bitnet.quantization.scales import cpus
 
 # What is added to the diagonal of H, as a share of its mean: inputs over rows seen, and at least this. Few
 # rows tell little of how inputs go together; errors would be sent where these alone happen to be small.

@@ -21,8 +21,8 @@ def with_format(spec: LayerSpec, n: int, k: int, recipe: Recipe) -> LayerSpec:
     if recipe.format != "auto" or recipe.target != "custom" or spec.integer_bits:
         return spec
     form, why = _choose(spec, n, k, recipe)
-    reason = f"{why}; {spec.format_reason}" if spec.format_reason else why
-    return dataclasses.replace(spec, format=form, format_reason=reason)
+    detail = f"{why}; {spec.detail}" if spec.detail else why
+    return dataclasses.replace(spec, format=form, detail=detail)
 
 
 def _choose(spec: LayerSpec, n: int, k: int, recipe: Recipe) -> tuple[str, str]:

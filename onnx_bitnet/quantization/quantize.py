@@ -1,7 +1,7 @@
 """Turn a weight matrix into packed codes and scales.
 
 Exactly ternary matrices are found by `detect` and packed as they are; all others lose something, and the
-result says how much. The arithmetic is defined in reference.py and done in C; threads share the outputs.
+result says how much. reference/weights.py defines the arithmetic, C does it, threads share the outputs.
 """
 
 from __future__ import annotations
@@ -96,16 +96,16 @@ def _fit_and_pack(
 
     A scale that belongs to one output is found in the pass that packs it.
     """
-    rule: scales.Rule = {"rounding": spec.rounding, "levels": spec.levels, "scale_type": scale_type}
+    fit: scales.Fit = {"rounding": spec.rounding, "levels": spec.levels, "scale_type": scale_type}
     (n, k), planes = weight.shape, spec.planes
     block_size = stored_block_size(granularity, k)
     if granularity == "tensor" or block_rows(granularity) > 1:
-        steps = scales.fit_planes(weight, granularity, planes, rule)
+        steps = scales.fit_planes(weight, granularity, planes, fit)
         return None if steps is None else _pack(weight, spec, block_size, steps, scale_type)
     packed = np.empty((planes, n, FORMATS["i2s"].row_bytes(k)), np.uint8)
     scale = np.empty((planes, n, scales.group_count(weight, granularity)), np.float32)
     tables = (block_size, packed, scale, np.ones_like(scale))
-    parts = list(scales.over_rows(weight, lambda *rows: _native.quantize(weight, *tables, *rows, **rule)))
+    parts = list(scales.over_rows(weight, lambda *rows: _native.quantize(weight, *tables, *rows, **fit)))
     if not all(held for _, held in parts):
         return None
     scale = scale_types.stored(scale, scale_type)

@@ -1,4 +1,4 @@
-"""Choose the scales and thresholds with which a weight matrix is quantized; reference.py defines the results.
+"""Choose the scales and thresholds with which a weight matrix is quantized, as reference/weights.py defines it.
 
 A step is what the C code needs to quantize a group of weights that share a scale: (factor, low, high, scale),
 see ext/quantize.h. Steps come as float32 (P, N or 1, G, 4), with one row when all outputs share their scales.
@@ -6,7 +6,6 @@ see ext/quantize.h. Steps come as float32 (P, N or 1, G, 4), with one row when a
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypedDict, TypeVar
@@ -15,6 +14,7 @@ import numpy as np
 
 from onnx_bitnet import _native
 from onnx_bitnet.granularity import block_rows, block_size
+from onnx_bitnet.machine import cpus
 
 T = TypeVar("T")
 
@@ -24,7 +24,7 @@ _SLOTS = 16
 _BINS = 1 << 16
 
 
-class Rule(TypedDict):
+class Fit(TypedDict):
     """How a group gets its step; see ext/fit.h."""
 
     rounding: str
@@ -51,24 +51,19 @@ def over_rows(
         yield from pool.map(lambda first: work(first, min(n, first + step)), range(0, n, step))
 
 
-def cpus() -> int:
-    """Return how many CPUs this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def fit_planes(weight: np.ndarray, granularity: str, planes: int, rule: Rule) -> np.ndarray | None:
+def fit_planes(weight: np.ndarray, granularity: str, planes: int, fit: Fit) -> np.ndarray | None:
     """Return the steps of all planes, each fitted to what the planes before it leave.
 
     Scales are rounded to `scale_type` before the codes are chosen. None if one is not a normal number of it.
     """
     if granularity == "tensor":
-        return _fit_tensor(weight, planes, rule)
+        return _fit_tensor(weight, planes, fit)
     shared, n = block_rows(granularity), weight.shape[0]
     if shared > 1:
         weight, granularity = _laid_out(weight, granularity)
     steps = np.empty((planes, weight.shape[0], group_count(weight, granularity), 4), np.float32)
     size = block_size(granularity)
-    if not all(over_rows(weight, lambda *rows: _native.fit(weight, steps, size, *rows, **rule))):
+    if not all(over_rows(weight, lambda *rows: _native.fit(weight, steps, size, *rows, **fit))):
         return None
     return _shared_by(shared, steps, n, axis=1) if shared > 1 else steps
 
@@ -148,26 +143,26 @@ def _nearest(scale: np.ndarray, levels: int) -> np.ndarray:
     return np.stack([np.sign(scale), size * np.float32(0.5), high, scale], axis=-1)
 
 
-def _fit_tensor(weight: np.ndarray, planes: int, rule: Rule) -> np.ndarray | None:
+def _fit_tensor(weight: np.ndarray, planes: int, fit: Fit) -> np.ndarray | None:
     """Do as `fit_planes` with one scale for the whole matrix."""
     steps = np.empty((0, 1, 1, 4), np.float32)
     for _ in range(planes):
-        step = _tensor_step(weight, steps, rule)
+        step = _tensor_step(weight, steps, fit)
         if np.isnan(step).any():
             return None
         steps = np.concatenate([steps, step[None, None, None]])
     return steps
 
 
-def _tensor_step(weight: np.ndarray, steps: np.ndarray, rule: Rule) -> np.ndarray:
+def _tensor_step(weight: np.ndarray, steps: np.ndarray, fit: Fit) -> np.ndarray:
     """Return the step (4,) of the next plane."""
-    levels, scale_type = rule["levels"], rule["scale_type"]
-    if rule["rounding"] == "mse":
+    levels, scale_type = fit["levels"], fit["scale_type"]
+    if fit["rounding"] == "mse":
         best = _least_squares_of_all(weight, steps, levels)
         return _native.nearest_step(best, levels=levels, scale_type=scale_type)
     moments = _moments(weight, steps, "tensor")[0, 0]
-    step = _native.step_of_moments(moments, weight.size, **rule)
-    if rule["rounding"] == "absmean" or moments[0] == 0:
+    step = _native.step_of_moments(moments, weight.size, **fit)
+    if fit["rounding"] == "absmean" or moments[0] == 0:
         return step
     products = _products(weight, np.concatenate([steps, step[None, None, None]]))
     return _native.finish_twn(step, products, levels=levels, scale_type=scale_type)
@@ -282,7 +277,7 @@ def _sum_from(key: np.ndarray, add: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 
 def _best_scale(values: _Values, levels: int) -> float:
-    """Sweep over values that occur `count` times each, as reference.least_squares does over single ones."""
+    """Sweep over values that occur `times` times each, as reference.least_squares does over single ones."""
     magnitude, count, negative = values
     best_gain, best = -1.0, 0.0
     for flip in (False, True)[: levels - 2]:

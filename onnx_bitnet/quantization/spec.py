@@ -35,7 +35,7 @@ class LayerSpec:
         float_type: `fp8e4m3`, `fp8e5m2` or `fp4e2m1` for such floats in place of codes, see floats.py.
         scale_type: `auto`, `float32`, `float16` or `bfloat16`, see recipe.Recipe.
         exact: what `detect` found; then the fields from granularity to levels and integer_bits do nothing.
-        format_reason: why this format, where the recipe did not name it, and what else was settled for it.
+        detail: what was settled for it where the recipe left it open, and why.
     """
 
     format: str = "i2s"
@@ -53,7 +53,7 @@ class LayerSpec:
     scale_type: str = "auto"
     float_type: str = ""
     exact: Exact | None = dataclasses.field(default=None, compare=False)
-    format_reason: str = dataclasses.field(default="", compare=False)
+    detail: str = dataclasses.field(default="", compare=False)
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> LayerSpec:

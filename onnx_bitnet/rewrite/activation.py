@@ -18,9 +18,9 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_bitnet.rewrite.bias import only_reader
-from onnx_bitnet.rewrite.factors import DEEPEST, FLOATS, Factor, bound, factor, skip
+from onnx_bitnet.rewrite.factors import DEEPEST, Factor, bound, factor, skip
 from onnx_bitnet.rewrite.records import Activations, Linear, Site, made_by, operand
-from onnx_bitnet.rewrite.types import element_type
+from onnx_bitnet.rewrite.types import FLOATS, element_type
 
 _LEVELS = 127
 _EPS = 1e-5

@@ -7,12 +7,10 @@ A constant subgraph goes on rounding to bfloat16 where it has a Cast, because th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
-from onnx_bitnet.graphs import roots, subgraphs
+from onnx_bitnet.graphs import roots, values
 from onnx_bitnet.rewrite.constants import stored_tensor
 from onnx_bitnet.rewrite.functions import DOMAIN
 from onnx_bitnet.rewrite.origins import Facts, survey
@@ -38,8 +36,8 @@ def widen(model: ir.Model) -> bool:
 
 
 def _has_bfloat16(model: ir.Model) -> bool:
-    values = [*model.graph.inputs, *model.graph.initializers.values()]
-    return any(value.dtype == _FROM for value in values) or any(
+    given = [*model.graph.inputs, *model.graph.initializers.values()]
+    return any(value.dtype == _FROM for value in given) or any(
         _names_type(node) or any(output.dtype == _FROM for output in node.outputs)
         for root in roots(model)
         for node in root.all_nodes()
@@ -60,13 +58,13 @@ class _Widening:
     def __init__(self, model: ir.Model, facts: Facts) -> None:
         self._model = model
         self._facts = facts
-        self._names = {str(value.name) for value in _values(model.graph)}
+        self._names = {str(value.name) for value in values(model.graph)}
         self._casts: dict[tuple[ir.Value, ir.Graph], ir.Value] = {}
         self._changed = False
 
     def run(self) -> bool:
         """Return whether values have changed that are not constant."""
-        for graph in list(_graphs(self._model.graph)):
+        for graph in (self._model.graph, *self._model.graph.subgraphs()):
             for value in graph.inputs:
                 self._retype(value)
             for node in list(graph):
@@ -137,18 +135,3 @@ def _is_stored(value: ir.Value) -> bool:
     """Whether a value is a bfloat16 tensor that the model stores."""
     tensor = None if value.is_graph_input() else stored_tensor(value)
     return tensor is not None and tensor.dtype == _FROM
-
-
-def _graphs(graph: ir.Graph) -> Iterator[ir.Graph]:
-    yield graph
-    for node in graph:
-        for _, body in subgraphs(node):
-            yield from _graphs(body)
-
-
-def _values(graph: ir.Graph) -> Iterator[ir.Value]:
-    for part in _graphs(graph):
-        yield from part.inputs
-        yield from part.initializers.values()
-        for node in part:
-            yield from node.outputs

@@ -6,18 +6,18 @@ such a value.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from onnx_bitnet.graphs import roots, subgraphs
+from onnx_bitnet.graphs import roots, subgraphs, values
 
 _RELEASED = "onnx_bitnet.released"
 
 
-def release(values: Iterable[ir.Value]) -> None:
+def release(read: Iterable[ir.Value]) -> None:
     """Note that a layer which read these values is gone."""
-    for value in values:
+    for value in read:
         value.meta[_RELEASED] = True
 
 
@@ -27,7 +27,7 @@ def cleanup(model: ir.Model) -> None:
     A float weight that something still reads, such as the Gather of a tied embedding, stays; so do inputs and
     outputs of the model.
     """
-    pending = [value for root in roots(model) for value in _values(root) if value.meta.pop(_RELEASED, False)]
+    pending = [value for root in roots(model) for value in values(root) if value.meta.pop(_RELEASED, False)]
     while pending:
         value = pending.pop()
         if _is_read(value):
@@ -48,11 +48,3 @@ def _remove_initializer(value: ir.Value) -> None:
     graph = value.graph
     if graph is not None and value.is_initializer() and not value.is_graph_input() and value.name is not None:
         del graph.initializers[value.name]
-
-
-def _values(graph: ir.Graph) -> Iterator[ir.Value]:
-    yield from graph.initializers.values()
-    for node in graph:
-        yield from node.outputs
-        for _, body in subgraphs(node):
-            yield from _values(body)

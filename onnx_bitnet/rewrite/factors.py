@@ -15,9 +15,8 @@ from onnx_bitnet.errors import EvaluationError
 from onnx_bitnet.rewrite.constants import Constant
 from onnx_bitnet.rewrite.records import Site, made_by, operand, rank
 from onnx_bitnet.rewrite.straight_through import straight_through
-from onnx_bitnet.rewrite.types import element_type
+from onnx_bitnet.rewrite.types import FLOATS, element_type
 
-FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE)
 # Chains of real models are not half as deep; more is another graph, or a malicious one.
 DEEPEST = 12
 _WIDE = (None, ir.DataType.FLOAT, ir.DataType.DOUBLE)

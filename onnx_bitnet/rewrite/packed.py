@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnx_bitnet import reference
 from onnx_bitnet.errors import ModelError
 from onnx_bitnet.formats import FORMATS, PANEL_OP, Format, from_panels, panel_shape
+from onnx_bitnet.graphs import roots
 from onnx_bitnet.quantization.quantized import Quantized
 from onnx_bitnet.rewrite.functions import DOMAIN
 from onnx_bitnet.rewrite.replace import LAYER
@@ -109,13 +110,13 @@ class PackedNode:
 
         return decode
 
-    def codes(self) -> Iterator[np.ndarray]:
-        """Yield the codes uint8 (N, K) of each plane.
+    def codes(self, weight: Quantized) -> Iterator[np.ndarray]:
+        """Yield the codes uint8 (N, K) of each plane of the weight, as `quantized` has loaded it.
 
         Raises:
             ModelError: the weight holds bytes that stand for no codes.
         """
-        for plane in self.arrays()[0]:
+        for plane in weight.weight:
             try:
                 yield FORMATS[self.format].unpack(plane, self.k)
             except ValueError as error:
@@ -128,15 +129,14 @@ def packed_nodes(model: ir.Model) -> Iterator[PackedNode]:
     Raises:
         ModelError: a packed op lacks an attribute, or its tensors are not constants that fit together.
     """
-    bodies = (function.graph for function in model.functions.values() if function.domain != DOMAIN)
-    for graph in (model.graph, *bodies):
-        for node in ir.traversal.RecursiveGraphIterator(graph):
-            layout = _FORMATS.get(node.op_type) if node.domain == DOMAIN else None
-            if layout is not None:
-                yield _read(node, layout, graph)
+    for root in roots(model, without=DOMAIN):
+        for node in root.all_nodes():
+            form = _FORMATS.get(node.op_type) if node.domain == DOMAIN else None
+            if form is not None:
+                yield _read(node, form, root)
 
 
-def _read(node: ir.Node, layout: Format, root: ir.Graph) -> PackedNode:
+def _read(node: ir.Node, form: Format, root: ir.Graph) -> PackedNode:
     where = f"packed node {node.name or node.outputs[0].name!r}"
     try:
         n, k, block_size, bits = (
@@ -148,12 +148,12 @@ def _read(node: ir.Node, layout: Format, root: ir.Graph) -> PackedNode:
         raise ModelError(f"{where}: N = {n}, K = {k}, block_size = {block_size}; {_WAY_OUT}")
     if bits not in _ACTIVATION_BITS:
         raise ModelError(f"{where}: activation_bits = {bits}; it must be 8, 16 or 32; {_WAY_OUT}")
-    count = 3 if layout.four_levels else 2
+    count = 3 if form.four_levels else 2
     given = (value for value in node.inputs[1 : 1 + count] if value is not None)
     tensors = tuple(filter(None, map(ir.convenience.get_const_tensor, given)))
     if len(tensors) != count:
         raise ModelError(f"{where}: weight, scale or zero point is not a constant; {_WAY_OUT}")
-    rows = panel_shape(n, k) if node.op_type == PANEL_OP else (n, layout.row_bytes(k))
+    rows = panel_shape(n, k) if node.op_type == PANEL_OP else (n, form.row_bytes(k))
     if not _fit(tensors, n, rows, -(-k // (block_size or k))):
         shapes = ", ".join(f"{tensor.dtype} {list(tensor.shape.numpy())}" for tensor in tensors)
         raise ModelError(
@@ -163,7 +163,7 @@ def _read(node: ir.Node, layout: Format, root: ir.Graph) -> PackedNode:
     if not _is_bias(node.inputs[1 + count] if len(node.inputs) > 1 + count else None, n):
         raise ModelError(f"{where}: its bias must be a constant float32 [{n}]; {_WAY_OUT}")
     layer = node.metadata_props.get(LAYER) or node.name or str(node.outputs[0].name)
-    return PackedNode(layer, node, layout.name, n, k, block_size, bits, tensors, root)
+    return PackedNode(layer, node, form.name, n, k, block_size, bits, tensors, root)
 
 
 def _fit(tensors: _Tensors, n: int, rows: tuple[int, int], groups: int) -> bool:

@@ -17,7 +17,7 @@ from onnx_bitnet.rewrite.constants import Constant
 from onnx_bitnet.rewrite.functions import DOMAIN
 from onnx_bitnet.rewrite.origins import opset_version
 from onnx_bitnet.rewrite.packed import PackedNode, packed_nodes
-from onnx_bitnet.rewrite.records import Linear, operand
+from onnx_bitnet.rewrite.records import Linear, constant_operand, operand
 from onnx_bitnet.rewrite.replace import LAYER, Edit, Shared, declare
 
 _AXES_INPUT_SINCE = 18  # opset
@@ -223,27 +223,21 @@ class PlainNode:
 
     def decoder(self) -> Callable[[slice], np.ndarray]:
         """Return what gives rows of its weight as float32 (rows, K)."""
-        value = operand(self.node, 1)
-        made_by = value.producer()
+        made_by = operand(self.node, 1).producer()
         if made_by is not None and made_by.op_type == "DequantizeLinear":
-            values, scale = (_array(operand(made_by, index)) for index in (0, 1))
+            values, scale = (constant_operand(made_by, index) for index in (0, 1))
             size = made_by.attributes.get_int("block_size", 0)
             return lambda rows: reference.dequantize_linear(values, scale, size, rows)
         if made_by is not None and made_by.op_type == "Cast":
-            value = operand(made_by, 0)
-        weight = _array(value)
+            weight = constant_operand(made_by, 0)
+        else:
+            weight = constant_operand(self.node, 1)
         return lambda rows: weight[:, rows].T.astype(np.float32)
-
-
-def _array(value: ir.Value) -> np.ndarray:
-    tensor = ir.convenience.get_const_tensor(value)
-    assert tensor is not None
-    return tensor.numpy()
 
 
 def plain_nodes(model: ir.Model) -> Iterator[PlainNode]:
     """Yield every MatMul that replaced a layer."""
     for graph in roots(model):
-        for node in ir.traversal.RecursiveGraphIterator(graph):
+        for node in graph.all_nodes():
             if node.op_type == "MatMul" and LAYER in node.metadata_props:
                 yield PlainNode(node.metadata_props[LAYER], node)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from onnx_bitnet.errors import EvaluationError
@@ -188,6 +189,13 @@ def operand(node: ir.Node, index: int) -> ir.Value:
     value = node.inputs[index]
     assert value is not None, f"{node.op_type} lacks input {index}"
     return value
+
+
+def constant_operand(node: ir.Node, index: int) -> np.ndarray:
+    """Return the values of an input that must be a constant."""
+    tensor = ir.convenience.get_const_tensor(operand(node, index))
+    assert tensor is not None, f"input {index} of {node.op_type} is not constant"
+    return tensor.numpy()
 
 
 def unique(name: str, taken: set[str]) -> str:

@@ -13,11 +13,10 @@ from onnx_bitnet.graphs import subgraphs
 from onnx_bitnet.quantization.quantized import Quantized
 from onnx_bitnet.quantization.rotation import Rotation
 from onnx_bitnet.rewrite.cleanup import release
-from onnx_bitnet.rewrite.functions import DOMAIN, FUNCTIONS, VERSION
+from onnx_bitnet.rewrite.functions import DOMAIN, FUNCTIONS, HADAMARD, VERSION
 from onnx_bitnet.rewrite.origins import opset_version
 from onnx_bitnet.rewrite.records import Linear, Reshaping, unique
 
-HADAMARD = "BlockHadamard"
 LAYER = f"{DOMAIN}.layer"
 X = f"{DOMAIN}.x"
 Y = f"{DOMAIN}.y"

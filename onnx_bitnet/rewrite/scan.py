@@ -22,6 +22,7 @@ from onnx_bitnet.rewrite.functions import DOMAIN, FLOAT16_OPSET, OPSETS
 from onnx_bitnet.rewrite.origins import Facts, OpId, opset_version, survey
 from onnx_bitnet.rewrite.ranks import state_shapes
 from onnx_bitnet.rewrite.records import Linear, Refusal, Site, unique
+from onnx_bitnet.rewrite.types import FLOATS
 
 _MICROSOFT = "com.microsoft"
 
@@ -49,7 +50,6 @@ _QUANTIZED = frozenset(
         (_MICROSOFT, "QGemm"),
     }
 )
-FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
 
 def scan(model: ir.Model) -> tuple[Linear | Refusal, ...]:
@@ -128,16 +128,14 @@ def _can_inline(model: ir.Model, target: OpId) -> bool:
 
 def _sites(model: ir.Model, facts: Facts) -> Iterator[Site]:
     """Yield the candidates with unique names."""
-    found = list(_nodes(model.graph, ""))
-    owners = [model.graph] * len(found)
+    places = [(model.graph, "")]
     for function in model.functions.values():
         if function.domain != DOMAIN:
-            inside = list(_nodes(function.graph, f"function {function.domain}::{function.name}"))
-            found += inside
-            owners += [function.graph] * len(inside)
+            places.append((function.graph, f"function {function.domain}::{function.name}"))
     candidates = [
         (node, where, root)
-        for (node, where), root in zip(found, owners, strict=True)
+        for root, place in places
+        for node, where in _nodes(root, place)
         if node.outputs and node.outputs[0] not in facts.known
     ]
     natural = [_label(node) for node, _, _ in candidates]

@@ -12,7 +12,7 @@ from onnx_bitnet import reference
 from onnx_bitnet.graphs import roots
 from onnx_bitnet.quantization.nbits import DynamicInt8, NBits
 from onnx_bitnet.quantization.rotation import Rotation
-from onnx_bitnet.rewrite.records import Linear, operand
+from onnx_bitnet.rewrite.records import Linear, constant_operand
 from onnx_bitnet.rewrite.replace import LAYER, Edit, Shared, declare
 
 _DOMAIN = "com.microsoft"
@@ -82,7 +82,7 @@ class StockNode:
 
     def decoder(self) -> Callable[[slice], np.ndarray]:
         """Return what decodes rows of its weight to float32 (rows, K), by the NumPy reference."""
-        weight, scale = (_array(operand(self.node, index)) for index in (1, 2))
+        weight, scale = (constant_operand(self.node, index) for index in (1, 2))
         if self.node.op_type == "DynamicQuantizeMatMul":
             by_row = np.broadcast_to(scale, weight.shape[1])[:, None]
             return lambda rows: weight.T[rows] * by_row[rows]
@@ -90,15 +90,9 @@ class StockNode:
         return lambda rows: reference.dequantize_nbits(weight[rows], scale[rows], bits, k)
 
 
-def _array(value: ir.Value) -> np.ndarray:
-    tensor = ir.convenience.get_const_tensor(value)
-    assert tensor is not None
-    return tensor.numpy()
-
-
 def stock_nodes(model: ir.Model) -> Iterator[StockNode]:
     """Yield every op of onnxruntime that replaced a layer."""
     for graph in roots(model):
-        for node in ir.traversal.RecursiveGraphIterator(graph):
+        for node in graph.all_nodes():
             if node.domain == _DOMAIN and LAYER in node.metadata_props:
                 yield StockNode(node.metadata_props[LAYER], node)

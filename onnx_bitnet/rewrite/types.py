@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE)
 # Their output has the type of their first input.
 _KEEP_TYPE = frozenset(
     {"Abs", "Add", "Clip", "Concat", "Div", "Dropout", "Erf", "Expand", "Gather", "Gelu", "Gemm", "Identity"}

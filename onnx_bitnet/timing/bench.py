@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import platform
-import re
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +18,7 @@ from onnx_bitnet import files, runtime
 from onnx_bitnet.data.feeds import open_feeds
 from onnx_bitnet.data.inputs import Batch, check_batch, model_inputs
 from onnx_bitnet.errors import ModelError, RecipeError, RuntimeMissing
+from onnx_bitnet.machine import cpu_name
 from onnx_bitnet.report import Progress
 from onnx_bitnet.timing import memory, peers, profile
 from onnx_bitnet.timing.profile import PackedTime
@@ -212,13 +211,6 @@ def read_gbps(threads: int, rounds: int = 5) -> float:
 
     with ThreadPoolExecutor(threads) as pool:
         return _READ_BYTES / min(seconds(pool) for _ in range(rounds)) / 1e9
-
-
-def cpu_name() -> str:
-    """Return what the CPU calls itself."""
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*: (.*)$", info.read_text() if info.exists() else "", re.MULTILINE)
-    return found[1] if found else platform.processor() or platform.machine()
 
 
 def _race(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,6 @@ import torch
 from torch import Tensor
 
 from onnx_bitnet import files
-from onnx_bitnet.calibration.calibrate import fetching
 from onnx_bitnet.conversion.verify import verify
 from onnx_bitnet.data.feeds import open_feeds
 from onnx_bitnet.data.inputs import Batch
@@ -24,12 +22,15 @@ from onnx_bitnet.data.padding import USUAL, check_mask, counted, tokens
 from onnx_bitnet.data.replay import Replay, replayed
 from onnx_bitnet.errors import DataError, ModelError, RecipeError
 from onnx_bitnet.quantization.detect import detect
+from onnx_bitnet.recipe_values import near_misses
 from onnx_bitnet.rewrite.cleanup import cleanup
 from onnx_bitnet.rewrite.constants import Constant
 from onnx_bitnet.rewrite.plain import Plain, replace_plain
 from onnx_bitnet.rewrite.records import Linear
 from onnx_bitnet.rewrite.replace import Shared
-from onnx_bitnet.rewrite.scan import FLOATS, prepare, scan
+from onnx_bitnet.rewrite.scan import prepare, scan
+from onnx_bitnet.rewrite.types import FLOATS
+from onnx_bitnet.runner import start_part
 from onnx_bitnet.torch.distill import Settings, Step, mean_loss, train
 from onnx_bitnet.torch.graph import Graph, Layer, tensor, trainable
 
@@ -141,9 +142,7 @@ def _chosen(model: ir.Model, patterns: Sequence[str]) -> tuple[list[Linear], dic
     names = [item.name for item in linears]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
-            near = difflib.get_close_matches(pattern.strip("*"), names, n=3, cutoff=0.3)
-            known = f"near misses: {', '.join(near)}" if near else f"the model has {len(names)} linear layers"
-            raise RecipeError(f"{pattern!r} matches no linear layer; {known}")
+            raise RecipeError(f"{pattern!r} matches no linear layer; {near_misses(pattern, names)}")
     chosen, left = [], {}
     for item in linears:
         if not any(fnmatchcase(item.name, pattern) for pattern in patterns):
@@ -197,7 +196,7 @@ class _Lessons:
     ) -> None:
         self._feeds, self._batch_size, self._mask, self._graph = feeds, batch_size, mask, graph
         self._names = tuple(dict.fromkeys((*graph.needs, *graph.names)))
-        self._runner = fetching(file.model, file.path, self._names, torch.get_num_threads())
+        self._runner = start_part(file.model, file.path, self._names, torch.get_num_threads())
         self._rng = np.random.default_rng(0)
         self._defaults = {
             str(value.name): value.const_value.numpy()

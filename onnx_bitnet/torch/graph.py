@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from onnx_bitnet.errors import ModelError, one_line
-from onnx_bitnet.graphs import subgraphs
+from onnx_bitnet.graphs import reads
 from onnx_bitnet.rewrite.constants import find
 from onnx_bitnet.rewrite.origins import Facts, survey
 from onnx_bitnet.rewrite.records import Linear, Reshaping
@@ -155,17 +155,9 @@ def _moving(graph: ir.Graph, heads: set[ir.Value]) -> set[ir.Value]:
     """Return the values that training changes."""
     moving = set(heads)
     for node in graph:
-        if node.op_type not in _SHAPES and any(value in moving for value in _reads(node)):
+        if node.op_type not in _SHAPES and any(value in moving for value in reads(node)):
             moving.update(node.outputs)
     return moving
-
-
-def _reads(node: ir.Node) -> Iterator[ir.Value]:
-    """Yield what a node reads, and what the graphs in it read from outside."""
-    yield from (value for value in node.inputs if value is not None)
-    for _, body in subgraphs(node):
-        for inner in ir.traversal.RecursiveGraphIterator(body):
-            yield from (value for value in inner.inputs if value is not None)
 
 
 def _way(

@@ -1,6 +1,6 @@
 """The two roundings of a BitLinear layer, forward as the packed ops define them, backward straight through.
 
-The forward arithmetic is that of `quantize_rows` and, for rounding `absmean`, `fit_group` in reference.py.
+The forward arithmetic is that of `quantize_rows` and, for rounding `absmean`, `fit_group` in reference.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import onnx
 import pytest
@@ -230,6 +232,14 @@ def test_what_is_saved_is_loaded(model, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.npz", "in.onnx"]
 
 
+def test_many_may_save_to_one_file(model, tmp_path):
+    calibration = bn.calibrate(model, batches())
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: calibration.save(tmp_path / "c.npz"), range(32)))
+    same(calibration, bn.Calibration.load(tmp_path / "c.npz"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.npz", "in.onnx"]
+
+
 @pytest.mark.parametrize("content", ["missing", "text", "npz", "damaged", "schema"])
 def test_a_file_that_is_no_calibration_is_one_clear_line(model, tmp_path, content):
     path = tmp_path / "c.npz"
@@ -271,6 +281,17 @@ def test_ranges():
     assert error(reach["mse"]) <= 1.01 * min(error(100 * share / 100) for share in range(1, 101))
     assert 3 < reach["kl"] < 100
     assert activation_step(statistics, 16, "mse") * 32767 > 50
+
+
+def test_zeros_say_nothing_about_a_range():
+    """What Relu leaves is half zeros, which are exact with any step."""
+    x = np.random.default_rng(0).standard_normal((8000, K)).astype(np.float32)
+    reach = []
+    for values in (np.abs(x), np.where(np.random.default_rng(1).random(x.shape) < 0.9, 0, x)):
+        collector = Collector(K, second_moment=False)
+        collector.add(values.astype(np.float32))
+        reach.append(activation_step(collector.result(), 8, "kl") * 127)
+    assert min(reach) > 0.75 * np.abs(x).max()
 
 
 def test_a_recipe_may_ask_for_static_scales(model, tmp_path):

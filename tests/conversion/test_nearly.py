@@ -69,4 +69,4 @@ def test_lossless_leaves_them_and_auto_says_so():
     assert isinstance(decide(linear, weight, Recipe(mode="lossless")), Keep)
     spec = decide(linear, weight, Recipe())
     assert isinstance(spec, LayerSpec)
-    assert spec.format_reason.endswith("the weight is ternary up to rounding")
+    assert spec.detail.endswith("the weight is ternary up to rounding")

@@ -44,8 +44,8 @@ def test_values_are_those_of_whole_runs(tmp_path, monkeypatch):
     known = {value.name: value for node in whole.graph for value in node.outputs}
     whole.graph.outputs[:] = [known[name] for name in names[1:]]
     given = []
-    fetching = stages.fetching
-    monkeypatch.setattr(stages, "fetching", lambda *args: given.append(set(args[4])) or fetching(*args))
+    start_part = stages.start_part
+    monkeypatch.setattr(stages, "start_part", lambda *args: given.append(set(args[4])) or start_part(*args))
     model = ir.from_proto(proto)
     with replayed(open_feeds(model, data)) as feeds:
         course = stages.Stages(model, path, feeds, 1, _folder(tmp_path))

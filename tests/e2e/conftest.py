@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
+import written
 
 from onnx_bitnet import reference
 from onnx_bitnet.rewrite.packed import packed_nodes
@@ -20,14 +20,7 @@ Run = Callable[[Path, Feeds], list[np.ndarray]]
 @pytest.fixture(scope="session")
 def run_stock() -> Run:
     """Run a file in onnxruntime as it comes, without the library."""
-
-    def run(path: Path, feeds: Feeds) -> list[np.ndarray]:
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        return session.run(None, feeds)
-
-    return run
+    return written.run
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +29,7 @@ def simulate() -> Callable[[Path, Path, Path], Path]:
 
     def write(source: Path, packed_path: Path, target: Path) -> Path:
         model = ir.load(source)
-        nodes = {node.name: node for node in ir.traversal.RecursiveGraphIterator(model.graph)}
+        nodes = {node.name: node for node in model.graph.all_nodes()}
         for packed in packed_nodes(ir.load(packed_path)):
             weight = reference.dequantize(*packed.arrays(), packed.k, packed.block_size, packed.format)
             _set_weight(nodes[packed.layer], weight)

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from rewrite.graphs import build, numbers
-from rewrite.steps import initializers, reference, stock, with_library
+from rewrite.steps import initializers, plain, reference, stock, with_library
 
 from onnx_bitnet.rewrite.attention import fuse_attention
 from onnx_bitnet.rewrite.cleanup import cleanup
@@ -119,12 +119,6 @@ def with_numbers(
     """Make a model with those of NUMBERS that its text names."""
     used = {name: np.asarray(NUMBERS[name]) for name in sorted(words(graph) & NUMBERS.keys())}
     return build(graph, used, opset=opset, functions=functions, domains=domains)
-
-
-def plain(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model as onnx_ir writes it: without empty fields."""
-    result: onnx.ModelProto = ir.to_proto(ir.from_proto(model))
-    return result
 
 
 def fuse(before: onnx.ModelProto, count: int = 1) -> onnx.ModelProto:

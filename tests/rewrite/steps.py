@@ -46,20 +46,26 @@ def convert(model: onnx.ModelProto, activation_bits: int = 32) -> onnx.ModelProt
     return proto
 
 
+def plain(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model as onnx_ir writes it: without empty fields."""
+    result: onnx.ModelProto = ir.to_proto(ir.from_proto(model))
+    return result
+
+
 def reference(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> Outputs:
     return ReferenceEvaluator(model).run(None, dict(feeds))
 
 
 def stock(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], *, optimize: bool = True) -> Outputs:
     """Run in onnxruntime without the library."""
-    options = _options()
+    options = runtime.quiet_options()
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return ort.InferenceSession(model.SerializeToString(), options).run(None, dict(feeds))
 
 
 def with_library(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> Outputs:
-    options = _options()
+    options = runtime.quiet_options()
     runtime.register(options)
     return ort.InferenceSession(model.SerializeToString(), options).run(None, dict(feeds))
 
@@ -78,9 +84,3 @@ def ops(model: onnx.ModelProto) -> list[str]:
 
 def initializers(model: onnx.ModelProto) -> dict[str, np.ndarray]:
     return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-
-
-def _options() -> ort.SessionOptions:
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    return options

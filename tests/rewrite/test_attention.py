@@ -31,11 +31,10 @@ from rewrite.attentions import (
     attributes,
     feeds_of,
     fuse,
-    plain,
     with_numbers,
 )
 from rewrite.graphs import build, numbers
-from rewrite.steps import initializers, ops, reference, stock, with_library
+from rewrite.steps import initializers, ops, plain, reference, stock, with_library
 from written import run as run_stock
 
 import onnx_bitnet as bn

@@ -11,6 +11,7 @@ import turns
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
+from onnx_bitnet import runtime
 from onnx_bitnet.formats import FORMATS
 from onnx_bitnet.rewrite import functions
 
@@ -24,8 +25,7 @@ LEVELS = {
 
 def run(model: onnx.ModelProto, x: np.ndarray, level: str = "all") -> np.ndarray:
     """Run in stock onnxruntime: without the library."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
+    options = runtime.quiet_options()
     options.graph_optimization_level = LEVELS[level]
     try:
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -137,8 +137,7 @@ def test_onnxruntime_folds_all_of_the_weight_when_it_loads(opset: int, form: str
     layer = packed.random_layer(np.random.default_rng(0), 6, 10, planes=2, block_size=4, ternary=True).to(
         form
     )
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
+    options = runtime.quiet_options()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.graph_optimization_level = LEVELS["basic"]
     ort.InferenceSession(layer.model(opset=opset).SerializeToString(), options)
@@ -214,8 +213,7 @@ def test_body_of_block_hadamard_takes_no_rows(opset: int, level: str, batch: tup
 
 @pytest.mark.parametrize("opset", [11, 17])
 def test_onnxruntime_folds_the_hadamard_matrix_when_it_loads(opset: int, tmp_path):
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
+    options = runtime.quiet_options()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.graph_optimization_level = LEVELS["basic"]
     ort.InferenceSession(turns.random_turn(0, 64).model(opset=opset).SerializeToString(), options)

@@ -7,7 +7,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from rewrite.graphs import GRAPHS, Case, K, N, W, build, numbers, pack, ternary
-from rewrite.steps import convert, expected, find, initializers, ops, reference, stock, with_library
+from rewrite.steps import convert, expected, find, initializers, ops, plain, reference, stock, with_library
 
 from onnx_bitnet.rewrite.records import Linear
 from onnx_bitnet.rewrite.replace import replace
@@ -77,12 +77,6 @@ def test_nodes_that_are_no_part_of_a_layer_keep_their_bytes_and_their_order(name
     ]
     positions = [before.index(node.SerializeToString()) for node in after if is_old(node)]
     assert positions == sorted(positions)
-
-
-def plain(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model as onnx_ir writes it: without empty fields."""
-    result: onnx.ModelProto = ir.to_proto(ir.from_proto(model))
-    return result
 
 
 def is_old(node: onnx.NodeProto) -> bool:

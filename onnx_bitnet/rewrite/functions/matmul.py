@@ -1,31 +1,17 @@
-"""Each of our ops spelled in standard ONNX ops, so that files run without the library (promise P4).
+"""The body of the matmul of each format: unpack the weight to one float matrix, round x, multiply.
 
-An op's FunctionProto must import the same version of the default domain as the model that carries it,
-so a body is written for a given opset. Bodies are ONNX text: what differs between opsets is substituted.
-Everything that depends on weights and attributes only is a constant chain, which onnxruntime folds to
-one float matrix when it loads the model.
+Everything that depends on weights and attributes only is a constant chain, which onnxruntime folds to that
+matrix when it loads the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
 from string import Template
-from types import MappingProxyType
 
-import onnx.parser
 import onnx_ir as ir
 
-from onnx_bitnet.formats import FORMATS, PANEL_OP, Format
-
-DOMAIN = "onnx_bitnet"
-VERSION = 1
-ATTENTION, ATTENTION_BY_HEAD = "Attention", "AttentionByHead"
-OPSETS = range(11, 27)
-"""Opsets of the default domain for which bodies are written. Before 11 there is no BitShift and no Round."""
-
-FLOAT16_OPSET = 15
-"""First opset whose bodies give y the type of a float16 x (CastLike); before it x must be float32."""
+from onnx_bitnet.formats import PANEL_OP, Format
+from onnx_bitnet.rewrite.functions.common import of_type_of_x, parsed
 
 _MATMUL = Template("""
 <opset_import: ["" : $opset], domain: "$domain">
@@ -242,7 +228,7 @@ _ATTRIBUTES_11 = """
     activation_scale = Reshape (activation_scale_matrix, int_1)"""
 
 
-def matmul(form: Format, opset: int, op_type: str | None = None) -> ir.Function:
+def body(form: Format, opset: int, op_type: str | None = None) -> ir.Function:
     """Make the body of a format's op, or of MatMulPanel, for models that import this default domain.
 
     y = (Q(x) W^T) * step + bias with W = sum over planes p of scale[p] * (code[p] - zero_point[p]),
@@ -253,10 +239,9 @@ def matmul(form: Format, opset: int, op_type: str | None = None) -> ir.Function:
     Raises:
         ValueError: the opset is not in OPSETS.
     """
-    _require_opset(opset)
-    text = _MATMUL.substitute(
-        opset=opset,
-        domain=DOMAIN,
+    return parsed(
+        _MATMUL,
+        opset,
         op_type=op_type or form.op_type,
         zero_point="zero_point," if form.four_levels else "",
         unpack=_UNPACK_PANELS if op_type == PANEL_OP else _UNPACK[form.name],
@@ -265,180 +250,8 @@ def matmul(form: Format, opset: int, op_type: str | None = None) -> ir.Function:
         sum_of_planes=_reduce("ReduceSum", "planes", "int_0", keepdims=False, axes_are_input=opset >= 13),
         peak=_reduce("ReduceMax", "magnitudes_of_x", "last", keepdims=True, axes_are_input=opset >= 18),
         nothing=_reduce("ReduceMean", "nothings", "last", keepdims=True, axes_are_input=opset >= 18),
-        y="CastLike (float_y, x)" if opset >= FLOAT16_OPSET else "Identity (float_y)",
+        y=of_type_of_x(opset),
     )
-    return ir.serde.deserialize_function(onnx.parser.parse_function(text))
-
-
-_BLOCK_HADAMARD = Template("""
-<opset_import: ["" : $opset], domain: "$domain">
-BlockHadamard <block_size> (x, signs) => (y)
-{
-    int_0 = Constant <value = int64[1] {0}> ()
-    int_1 = Constant <value = int64[1] {1}> ()
-    int_2 = Constant <value = int64[1] {2}> ()
-    last = Constant <value = int64[1] {-1}> ()
-    zero = Constant <value = int64 {0}> ()
-    one = Constant <value = int64 {1}> ()
-$block_size
-
-    # block: the largest power of two up to block_size. Where they differ, or K is no multiple of it,
-    # width is 0, which fits no Reshape.
-    powers = Constant <value = int64[13] {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096}> ()
-    is_larger = Greater (powers, block_size)
-    candidates = Where (is_larger, int_1, powers)
-    block = ReduceMax <keepdims = 1> (candidates)
-    K = Shape (signs)
-    rest = Mod (K, block)
-    is_power = Equal (block, block_size)
-    is_multiple = Equal (rest, int_0)
-    fits = And (is_power, is_multiple)
-    width = Where (fits, block, int_0)
-
-    # H (block, block): -1 where the numbers of row and column share an odd number of bits, else 1;
-    # then divided by its norm
-    block_scalar = Squeeze (block)
-    numbers = Range (zero, block_scalar, one)
-    column_shape = Constant <value = int64[2] {-1, 1}> ()
-    column = Reshape (numbers, column_shape)
-    shifted = Div (column, powers)
-    int_bits = Mod (shifted, int_2)
-    bits = Cast <to = 1> (int_bits)
-    bits_turned = Transpose <perm = [1, 0]> (bits)
-    shared_bits = MatMul (bits, bits_turned)
-    int_shared_bits = Cast <to = 7> (shared_bits)
-    parity = Mod (int_shared_bits, int_2)
-    is_odd = Equal (parity, int_1)
-    float_block = Cast <to = 1> (block)
-    norm = Sqrt (float_block)
-    positive = Reciprocal (norm)
-    negative = Neg (positive)
-    H = Where (is_odd, negative, positive)
-
-    # y = H times each block of x * signs
-    x_shape = Shape (x)
-    leading = Slice (x_shape, int_0, last)
-    block_count = Div (K, block)
-    blocks_shape = Concat <axis = 0> (leading, block_count, width)
-    float_x = Cast <to = 1> (x)
-    signed_x = Mul (float_x, signs)
-    blocks = Reshape (signed_x, blocks_shape)
-    transformed = MatMul (blocks, H)
-    float_y = Reshape (transformed, x_shape)
-    y = $y
-}
-""")
-
-_BLOCK_SIZE = """
-    block_size_scalar = Constant <value_int: int = @block_size> ()
-    block_size = Reshape (block_size_scalar, int_1)"""
-
-# As in _ATTRIBUTES_11; a block_size beyond 4096 gives 0.
-_BLOCK_SIZE_11 = """
-    row_shape = Constant <value = int64[2] {1, 4097}> ()
-    row = ConstantOfShape (row_shape)
-    block_size_row = EyeLike <k: int = @block_size> (row)
-    block_size = ArgMax <axis = 1, keepdims = 0> (block_size_row)"""
-
-
-def block_hadamard(opset: int) -> ir.Function:
-    """Make the body of BlockHadamard for models that import this version of the default domain.
-
-    y = the Walsh-Hadamard transform of x * signs in blocks of the last axis, divided by sqrt(block_size), for
-    x of any rank from 1 up. x may be float16 from opset 15 on. Where block_size is no power of two from 1 to
-    4096, or K is no multiple of it, the body fails to run.
-
-    Raises:
-        ValueError: the opset is not in OPSETS.
-    """
-    _require_opset(opset)
-    text = _BLOCK_HADAMARD.substitute(
-        opset=opset,
-        domain=DOMAIN,
-        block_size=_BLOCK_SIZE if opset >= 12 else _BLOCK_SIZE_11,
-        y="CastLike (float_y, x)" if opset >= FLOAT16_OPSET else "Identity (float_y)",
-    )
-    return ir.serde.deserialize_function(onnx.parser.parse_function(text))
-
-
-_ATTENTION = Template("""
-<opset_import: ["" : $opset], domain: "$domain">
-$op_type <scale, nan_to_zero> (q, k, v, mask) => (y)
-{
-    zero = Constant <value = float {0.0}> ()
-$attributes
-$heads
-    products = MatMul (q_heads, k_heads)
-    scaled = Mul (products, scale)
-    scores = Add (scaled, mask)
-    softmax = Softmax <axis = 3> (scores)
-    nan = IsNaN (softmax)
-    gone = And (nan, is_guarded)
-    weights = Where (gone, zero, softmax)
-    y_heads = MatMul (weights, v_heads)
-$y
-}
-""")
-
-_ATTENTION_ATTRIBUTES = """
-    scale = Constant <value_float: float = @scale> ()
-    nan_to_zero = Constant <value_int: int = @nan_to_zero> ()
-    is_guarded = Cast <to = 9> (nan_to_zero)"""
-
-# As in _ATTRIBUTES_11.
-_ATTENTION_ATTRIBUTES_11 = """
-    one = Constant <value = float[1,1] {1.0}> ()
-    scale = Gemm <alpha: float = @scale> (one, one)
-    row_shape = Constant <value = int64[2] {1, 2}> ()
-    row = ConstantOfShape (row_shape)
-    nan_to_zero_row = EyeLike <k: int = @nan_to_zero> (row)
-    nan_to_zero = ArgMax <axis = 1, keepdims = 0> (nan_to_zero_row)
-    is_guarded = Cast <to = 9> (nan_to_zero)"""
-
-_TURN_HEADS = """
-    q_heads = Transpose <perm = [0, 2, 1, 3]> (q)
-    k_heads = Transpose <perm = [0, 2, 3, 1]> (k)
-    v_heads = Transpose <perm = [0, 2, 1, 3]> (v)"""
-
-_TURN_KEYS = """
-    q_heads = Identity (q)
-    k_heads = Transpose <perm = [0, 1, 3, 2]> (k)
-    v_heads = Identity (v)"""
-
-
-def attention(opset: int, *, by_head: bool = False) -> ir.Function:
-    """Make the body of Attention or AttentionByHead for models with this version of the default domain.
-
-    y = softmax(scale * q k + mask) v for each head: float32 q and y (batch, row, head, width), k and v
-    (batch, token, head, width), or all with heads before rows and tokens; v and y may have another width.
-    Batches and heads broadcast, the mask does to (batch, head, row, token). A row whose softmax is NaN is
-    NaN, or with nan_to_zero the sum of v times zeros.
-
-    Raises:
-        ValueError: the opset is not in OPSETS.
-    """
-    _require_opset(opset)
-    text = _ATTENTION.substitute(
-        opset=opset,
-        domain=DOMAIN,
-        op_type=ATTENTION_BY_HEAD if by_head else ATTENTION,
-        attributes=_ATTENTION_ATTRIBUTES if opset >= 12 else _ATTENTION_ATTRIBUTES_11,
-        heads=_TURN_KEYS if by_head else _TURN_HEADS,
-        y="    y = Identity (y_heads)" if by_head else "    y = Transpose <perm = [0, 2, 1, 3]> (y_heads)",
-    )
-    return ir.serde.deserialize_function(onnx.parser.parse_function(text))
-
-
-FUNCTIONS: Mapping[str, Callable[[int], ir.Function]] = MappingProxyType(
-    {form.op_type: partial(matmul, form) for form in FORMATS.values()}
-    | {
-        PANEL_OP: partial(matmul, FORMATS["i2s"], op_type=PANEL_OP),
-        "BlockHadamard": block_hadamard,
-        ATTENTION: attention,
-        ATTENTION_BY_HEAD: partial(attention, by_head=True),
-    }
-)
-"""Op type -> what makes its body for an opset."""
 
 
 def _reduce(op: str, value: str, axis: str, *, keepdims: bool, axes_are_input: bool) -> str:
@@ -446,8 +259,3 @@ def _reduce(op: str, value: str, axis: str, *, keepdims: bool, axes_are_input: b
     if axes_are_input:
         return f"{op} <keepdims = {keepdims:d}> ({value}, {axis})"
     return f"{op} <axes = [{0 if axis == 'int_0' else -1}], keepdims = {keepdims:d}> ({value})"
-
-
-def _require_opset(opset: int) -> None:
-    if opset not in OPSETS:
-        raise ValueError(f"opset {opset}: function bodies exist for {OPSETS[0]} to {OPSETS[-1]}")
