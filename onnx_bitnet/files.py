@@ -219,9 +219,7 @@ def check_free(
         raise OutputError(f"{target}: the folder {str(target.parent)!r} does not exist; create it first")
 
 
-def check_inputs(
-    target: Path, *, models: Iterable[str | Path] = (), others: Iterable[object] = ()
-) -> None:
+def check_inputs(target: Path, *, models: Iterable[str | Path] = (), others: Iterable[object] = ()) -> None:
     """Raise OutputError if a file is one of those that are read, see `check_free`."""
     if not target.exists():
         return
@@ -259,9 +257,9 @@ def _model_files(path: Path) -> Iterator[Path]:
     yield path
     try:
         proto = onnx.load(path, load_external_data=False)
-    except (OSError, DecodeError):
+        folder = _data_folder(path, proto)
+    except (OSError, DecodeError, ValueError):
         return
-    folder = _data_folder(path, proto)
     for tensor in graphs.tensors(proto):
         yield from (folder / entry.value for entry in tensor.external_data if entry.key == "location")
 

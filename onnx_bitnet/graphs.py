@@ -69,6 +69,13 @@ def check_proto(path: Path, proto: onnx.ModelProto) -> None:
     for what, there in lost.items():
         if there:
             raise ModelError(f"{path}: holds {what}, which would be lost; export the model without them")
+    graph_types = {onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS}
+    for attribute in (attribute for node in nodes for attribute in node.attribute):
+        if attribute.ref_attr_name and attribute.type in graph_types:
+            raise ModelError(
+                f"{path}: a function takes a graph as its attribute {attribute.ref_attr_name!r}, which "
+                "onnx_ir cannot read; export the model without that function"
+            )
 
 
 def check(path: Path, model: ir.Model) -> None:

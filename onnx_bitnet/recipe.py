@@ -21,6 +21,7 @@ from onnx_bitnet.recipe_values import (
     check_type,
     is_number,
     near,
+    plain,
     rotation_size,
     to_scale,
     to_size,
@@ -99,10 +100,13 @@ class Rule:
     scale: float | tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
+        _make_plain(self)
         check_type("match of a rule", self.match, str)
         check_type(f"rule {self.match!r}: op_type", self.op_type, (str, type(None)))
         check_type(f"rule {self.match!r}: min_size", self.min_size, int)
         check_type(f"rule {self.match!r}: overrides", self.overrides, Mapping)
+        overrides = {key: plain(value) for key, value in self.overrides.items()}
+        object.__setattr__(self, "overrides", overrides)
         object.__setattr__(self, "scale", to_scale(self.match, self.scale))
         if self.scale is not None and (self.action == "keep" or "granularity" in self.overrides):
             raise RecipeError(f"rule {self.match!r}: a scale goes with neither keep nor a granularity")
@@ -154,11 +158,7 @@ class Rule:
             return cls(**given, overrides=overrides)
         if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2:
             match, what = value
-            return (
-                cls(match=match, action=what)
-                if isinstance(what, str)
-                else cls(match=match, overrides=dict(what))
-            )
+            return cls(match=match, **{"action" if isinstance(what, str) else "overrides": what})
         raise RecipeError(f"cannot read the rule {value!r}; write {{match = '*head*', action = 'keep'}}")
 
 
@@ -250,6 +250,7 @@ class Recipe:
     max_size: int | str | None = None
 
     def __post_init__(self) -> None:
+        _make_plain(self)
         object.__setattr__(self, "max_size", to_size(self.max_size))
         self._check_goals()
         check_type("rules", self.rules, (list, tuple))
@@ -348,6 +349,12 @@ class Recipe:
             if key not in known:
                 raise RecipeError(f"unknown recipe key {key!r}{near(str(key), known)}")
         return cls(**value)
+
+
+def _make_plain(value: Rule | Recipe) -> None:
+    """Put Python's own numbers in the place of NumPy's, which no file could hold."""
+    for field in dataclasses.fields(value):
+        object.__setattr__(value, field.name, plain(getattr(value, field.name)))
 
 
 def check_layer_fields(fields: Mapping[str, Any]) -> None:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from onnx_bitnet.errors import RecipeError
 
 _LEAST_SCALE, _LARGEST_SCALE = 1e-30, 1e30
@@ -26,16 +28,17 @@ def to_size(value: int | str | None) -> int | None:
         if size < 1:
             raise ValueError
         return size
-    except ValueError:
+    except (ValueError, OverflowError):
         raise RecipeError(f"max_size = {value!r} is no size; write bytes, or for example '200MB'") from None
 
 
 def to_scale(match: str, value: Any) -> float | tuple[float, ...] | None:
-    """Check the scale of a rule."""
+    """Check the scale of a rule: a number, or some in a sequence or an array of one axis."""
     if value is None:
         return None
+    value = plain(value)
     several = isinstance(value, Sequence) and not isinstance(value, str)
-    numbers = value if several and value else (value,)
+    numbers = [plain(number) for number in value] if several and value else (value,)
     for number in numbers:
         if not is_number(number) or not _LEAST_SCALE <= number <= _LARGEST_SCALE:
             raise RecipeError(f"rule {match!r}: scale {number!r} is no number from 1e-30 to 1e30")
@@ -63,6 +66,11 @@ def check_type(what: str, value: object, types: Any) -> None:
     if not isinstance(value, types) or (isinstance(value, bool) and types is not bool):
         first = types[0] if isinstance(types, tuple) else types
         raise RecipeError(f"{what} = {value!r} is not known; use {_KINDS.get(first, 'a list')}")
+
+
+def plain(value: Any) -> Any:
+    """Return Python's own numbers for those of NumPy, and lists of them for arrays."""
+    return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
 
 
 def is_number(value: object) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -16,6 +16,9 @@ from onnx_bitnet.errors import DataError, one_line
 SCHEMA = "onnx_bitnet.report/1"
 KEPT = "onnx_bitnet.kept"  # key of the note in a converted model: why each layer left is float
 
+# Names of layers in one sentence.
+_NAMES = 5
+
 # Called as progress(done, total, what): what long calls take to tell how far they are.
 Progress = Callable[[int, int, str], None]
 
@@ -25,6 +28,7 @@ class Reason(Enum):
 
     NOT_TERNARY = "not-ternary"
     KEPT_BY_RULE = "kept-by-rule"
+    KEPT_BY_SEARCH = "kept-by-search"
     KEPT_FIRST = "kept-first"
     KEPT_LAST = "kept-last"
     WEIGHT_NOT_CONSTANT = "weight-not-constant"
@@ -54,6 +58,7 @@ class Reason(Enum):
 _EXPLANATIONS = {
     Reason.NOT_TERNARY: "the weight is not ternary; mode='ternary' would convert it at a loss",
     Reason.KEPT_BY_RULE: "a rule of the recipe keeps it",
+    Reason.KEPT_BY_SEARCH: "the search for the goals keeps it",
     Reason.KEPT_FIRST: "keep_first is set",
     Reason.KEPT_LAST: "keep_last is set",
     Reason.WEIGHT_NOT_CONSTANT: "no operand is constant, as in attention; nothing to pack",
@@ -238,6 +243,17 @@ class Report:
             "frontier": [dataclasses.asdict(point) for point in self.frontier],
             "layers": [layer.to_dict() for layer in self.layers],
         }
+
+
+def named(layers: Sequence[str]) -> str:
+    """Write names of layers for people, the first few if there are many.
+
+    >>> named(["a", "b"])
+    "layers 'a', 'b'"
+    """
+    shown = ", ".join(map(repr, layers[:_NAMES]))
+    more = f" and {len(layers) - _NAMES} more" if len(layers) > _NAMES else ""
+    return f"layer{'s' * (len(layers) > 1)} {shown}{more}"
 
 
 def size(nbytes: float) -> str:

@@ -14,6 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from onnx_bitnet import files, graphs, runtime
+from onnx_bitnet.arguments import check_threads
 from onnx_bitnet.data.inputs import Batch
 from onnx_bitnet.errors import ModelError
 
@@ -68,7 +69,9 @@ def start(model: ir.Model, path: Path, threads: int = 0) -> Runner:
     Raises:
         ModelError: onnxruntime does not accept the model.
         RuntimeMissing: the custom-op library cannot be loaded.
+        RecipeError: threads make no sense.
     """
+    check_threads(threads)
     ort = runtime.import_onnxruntime()
     options = runtime.quiet_options()
     options.intra_op_num_threads = threads

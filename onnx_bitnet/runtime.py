@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onnx_bitnet.arguments import check_threads
 from onnx_bitnet.errors import ModelError, RuntimeMissing
 
 if TYPE_CHECKING:
@@ -75,7 +76,9 @@ def session(
     Raises:
         RuntimeMissing: onnxruntime is absent or too old, or it cannot load the library.
         ModelError: there is no such file, or onnxruntime refuses it.
+        RecipeError: threads are no whole number from 0 on.
     """
+    check_threads(threads)
     ort = import_onnxruntime()
     path = Path(path)
     if not path.is_file():

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnx_bitnet.rewrite.functions import DOMAIN, HADAMARD
+from onnx_bitnet.rewrite.plain import BASIS
 from onnx_bitnet.rewrite.replace import LAYER, LAYERS, SEPARATOR, Y
-from onnx_bitnet.rewrite.replaced import Replaced, replaced
+from onnx_bitnet.rewrite.replaced import Replaced, leave_float, replaced, rounds
 
 # Before these names the outputs of a layer have its number, so that layers do not feed one another.
 _PREFIX = f"{DOMAIN}.tap"
@@ -75,14 +76,18 @@ def _layer_nodes(y: ir.Value, outer: Container[str]) -> list[ir.Node]:
     todo = [y]
     while todo:
         node = todo.pop().producer()
-        if node is not None and node not in found and _is_of_a_layer(node):
+        if node is not None and node not in found and (LAYER in node.metadata_props or _turns(node)):
             found.add(node)
-            todo += [value for value in node.inputs if value is not None and value.name not in outer]
+            made = [value for value in node.inputs if value is not None]
+            todo += [value for value in made if value.name not in outer or _turns(value.producer())]
     return [node for node in y.graph or () if node in found]
 
 
-def _is_of_a_layer(node: ir.Node) -> bool:
-    return LAYER in node.metadata_props or (node.domain, node.op_type) == (DOMAIN, HADAMARD)
+def _turns(node: ir.Node | None) -> bool:
+    """Whether a node brings x into another basis, or is one of those that do so in standard ops."""
+    if node is None:
+        return False
+    return BASIS in node.metadata_props or (node.domain, node.op_type) == (DOMAIN, HADAMARD)
 
 
 def _outer_values(nodes: Iterable[ir.Node]) -> Iterator[ir.Value]:
@@ -139,15 +144,15 @@ def layers_alone(
         got: the converted model; its constants and functions are shared, not copied.
         taps: the layers and their numbers.
         types: element types of all inputs of the taps.
-        float_x: leave activations float, whatever the layers' activation bits are.
+        float_x: leave activations float, whatever the layers' activation bits are, where `separates` says so.
 
     Returns:
-        A model whose inputs are those of the taps and whose outputs are called by `output_name`.
+        A model whose inputs are those of the taps and whose outputs, in their order, are called by
+        `output_name`.
     """
     inputs = {
         name: ir.Value(name=name, type=ir.TensorType(types[name])) for _, tap in taps for name in tap.inputs
     }
-    bits = {"activation_bits": ir.AttrInt64("activation_bits", 32)} if float_x else {}
     constants: dict[str, ir.Value] = {}
     known = values(got)
     nodes: list[ir.Node] = []
@@ -155,9 +160,7 @@ def layers_alone(
     for index, tap in taps:
         made: dict[str, ir.Value] = {}
         for node in _layer_nodes(known[tap.y], tap.inputs):
-            copy = _copy(node, index, made, inputs, constants)
-            copy.attributes.update({key: bits[key] for key in bits if key in copy.attributes})
-            nodes.append(copy)
+            nodes.append(_copy(node, index, made, inputs, constants))
         outputs.append(made[tap.y])
     graph = ir.Graph(
         list(inputs.values()),
@@ -167,7 +170,14 @@ def layers_alone(
         opset_imports=dict(got.graph.opset_imports),
         name="layers",
     )
+    if float_x:
+        leave_float(graph)
     return ir.Model(graph, ir_version=got.ir_version, functions=list(got.functions.values()))
+
+
+def separates(float_x: ir.Model) -> list[bool]:
+    """Say for each layer of a model of `layers_alone` with `float_x` whether nothing in it rounds them."""
+    return [not rounds(y) for y in float_x.graph.outputs]
 
 
 def _copy(

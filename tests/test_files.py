@@ -155,6 +155,19 @@ def test_missing_external_data_is_named(external):
         files.read(external)
 
 
+def test_a_graph_that_is_an_argument_of_a_function_is_refused(tmp_path):
+    proto = onnx.parser.parse_model("""<ir_version: 9, opset_import: ["" : 18, "own" : 1]>
+        g (bool c, float[n] x) => (float[n] y) { y = own.choose (c, x) }
+        <domain: "own", opset_import: ["" : 18]>
+        choose <body> (c, x) => (y) { y = If (c) }""")
+    (node,) = proto.functions[0].node
+    for name in ("then_branch", "else_branch"):
+        node.attribute.add(name=name, ref_attr_name="body", type=onnx.AttributeProto.GRAPH)
+    onnx.save(proto, tmp_path / "in.onnx")
+    with pytest.raises(ModelError, match=r"in.onnx: a function takes a graph as its attribute 'body'"):
+        files.read(tmp_path / "in.onnx")
+
+
 @pytest.fixture
 def scattered(tmp_path):
     """A model whose Constant node, function and body in it have their tensors in files of their own."""
@@ -303,15 +316,15 @@ def test_outputs_must_not_be_what_is_read(external):
     folder = external.parent
     (folder / "set" / "test_data_set_0").mkdir(parents=True)
     read = ["in.onnx", "in.data", "recipe.toml", "set/a.npz", "set/test_data_set_0/input_0.pb"]
-    for name in (*read[2:], "set/a.onnx", "other.npz"):
+    for name in (*read[2:], "set/a.onnx", "other.npz", "damaged.onnx"):
         (folder / name).write_bytes(b"x")
     (folder / "link.npz").symlink_to("set/a.npz")
     others = (folder / "recipe.toml", str(folder / "set"), None, {"x": 1}, folder / "missing")
     for name in (*read, "link.npz"):
-        with pytest.raises(OutputError, match=rf"{name}: is part of the input .*; choose another output name"):
+        with pytest.raises(OutputError, match=rf"{name}: is part of the input .*; choose another"):
             files.check_free(folder / name, force=True, models=[external], others=others)
     for name in ("set/a.onnx", "other.npz", "new.npz", "set/new.npz"):
-        files.check_free(folder / name, force=True, models=[external, folder / "set/a.onnx"], others=others)
+        files.check_free(folder / name, force=True, models=[external, folder / "damaged.onnx"], others=others)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")

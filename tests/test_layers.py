@@ -10,7 +10,7 @@ import onnx_bitnet
 ROOT = Path(onnx_bitnet.__file__).parent
 # Bottom first; what stands in one row may import from its own row.
 STACK = [
-    ["errors", "interrupts", "reference", "scale_types", "_native"],
+    ["errors", "arguments", "interrupts", "reference", "scale_types", "_native"],
     ["cache", "report", "granularity", "formats", "graphs", "kernels", "machine", "spill", "data"],
     ["recipe_file", "recipe_values"],
     ["recipe", "files"],

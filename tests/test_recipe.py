@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from onnx_bitnet import recipe_file
@@ -130,6 +131,12 @@ def test_a_recipe_is_written_as_its_file_is_read(tmp_path, name):
         ({"rules": [("*", {"plans": 2})]}, r"cannot override 'plans' \(did you mean 'planes'\?\)"),
         ({"rules": [("re:(", "keep")]}, "not a regular expression"),
         ({"rules": ["head"]}, "cannot read the rule 'head'"),
+        ({"rules": [("fc1", 5)]}, "rule 'fc1': overrides = 5 is not known; use a table of fields"),
+        ({"rules": [("fc1", None)]}, "rule 'fc1': overrides = None is not known; use a table of fields"),
+        ({"rules": [(5, "keep")]}, "match of a rule = 5 is not known; use a text"),
+        ({"rules": [{"scale": [[0.5]]}]}, r"scale \[0.5\] is no number from 1e-30 to 1e30"),
+        ({"rules": [{"scale": True}]}, "scale True is no number"),
+        ({"max_size": "9" * 400}, "is no size"),
         ({"mode": "lossless", "rules": [("*", "int4")]}, "mode 'lossless' changes no value"),
         ({"target_cpu": "zen5"}, "target_cpu = 'zen5' is not known; use one of any, native, scalar, avx2"),
         ({"taget": "ort"}, "unknown recipe key 'taget' .did you mean 'target'"),
@@ -175,6 +182,33 @@ def test_a_bad_recipe_file_is_named(tmp_path, name, text, message):
         (tmp_path / name).write_text(text, encoding="latin-1")
     with pytest.raises(RecipeError, match=f"{name}: .*{message}"):
         Recipe.parse(tmp_path / name)
+
+
+def test_numbers_of_numpy_are_numbers():
+    rules = [
+        {"match": "a", "scale": np.float32(0.5), "min_size": np.int64(8), "planes": np.int8(2)},
+        {"match": "b", "scale": np.array([0.5, 2], np.float16)},
+        {"match": "c", "scale": [np.float32(0.5), 2]},
+        {"match": "d", "scale": np.array(0.5)},
+    ]
+    recipe = Recipe(
+        planes=np.int64(2),
+        min_cosine=np.float32(0.5),
+        max_size=np.int64(7),
+        offset=np.bool_(False),
+        rules=rules,
+    )
+    assert Recipe.parse(json.loads(json.dumps(recipe.to_dict()))) == recipe
+    plain = [
+        {"match": "a", "scale": 0.5, "min_size": 8, "planes": 2},
+        {"match": "b", "scale": (0.5, 2.0)},
+        {"match": "c", "scale": (0.5, 2.0)},
+        {"match": "d", "scale": 0.5},
+    ]
+    assert recipe == Recipe(planes=2, min_cosine=0.5, max_size=7, rules=plain)
+    assert hash(recipe) == hash(Recipe(planes=2, min_cosine=0.5, max_size=7, rules=plain))
+    with pytest.raises(RecipeError, match="rule 'a': scale nan is no number"):
+        Rule("a", scale=np.array([1, np.nan]))
 
 
 def test_block_size_reads_granularity():

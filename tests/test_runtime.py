@@ -14,7 +14,7 @@ import packed
 import pytest
 
 from onnx_bitnet import runtime
-from onnx_bitnet.errors import ModelError, RuntimeMissing
+from onnx_bitnet.errors import ModelError, RecipeError, RuntimeMissing
 
 
 @pytest.fixture
@@ -91,6 +91,12 @@ def test_session_uses_the_options_it_is_given(model: Path):
         session = runtime.session(model, options=options)
         assert session.get_session_options().intra_op_num_threads == 3
         assert session.get_session_options().get_session_config_entry("some.key") == "some value"
+
+
+@pytest.mark.parametrize("threads", [-1, 1 << 40, "2"])
+def test_threads_are_a_number(model: Path, threads):
+    with pytest.raises(RecipeError, match=f"threads = {threads!r}: give a whole number from 0 to 4096"):
+        runtime.session(model, threads)
 
 
 def test_session_on_models_without_packed_ops(tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import subprocess
 import sys
 import warnings
@@ -276,6 +277,22 @@ def test_distillation_refuses_what_cannot_be():
         bt.distill(student, net(), batches(), bt.Settings(1, match=("layer.*",)))
     with pytest.raises(DataError, match="no batch"):
         bt.distill(student, net(), [], bt.Settings(1))
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("steps", (0, -1, 1.5, "9")),
+        ("learning_rate", (-1, math.nan, math.inf, "9")),
+        ("warm_up", (-0.1, 1, math.nan)),
+        ("harden", (-0.1, 1.1)),
+        ("match_weight", (-1, math.inf)),
+    ],
+)
+def test_settings_out_of_range_are_refused(field, values):
+    for value in values:
+        with pytest.raises(RecipeError, match=rf"^{field} = {value!r} is no .*(number|share) "):
+            bt.Settings(**{"steps": 1, field: value})
 
 
 def test_the_package_itself_does_not_import_torch():

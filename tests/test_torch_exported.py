@@ -280,6 +280,9 @@ def test_what_is_asked_for_must_be_there(mlp, tmp_path):
         distill_onnx(mlp, output, {"x": random(8, 3)}, FEW)
     with pytest.raises(OutputError, match="part of the input model"):
         distill_onnx(mlp, mlp, data, FEW)
+    np.savez(tmp_path / "feeds.npz", **data)
+    with pytest.raises(OutputError, match=r"feeds.npz: is part of the input '.*feeds.npz'"):
+        distill_onnx(mlp, tmp_path / "feeds.npz", tmp_path / "feeds.npz", FEW, force=True)
     assert not output.exists()
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import mmap
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from onnx_bitnet import files
+from onnx_bitnet.arguments import check_threads, check_whole
 from onnx_bitnet.calibration.activations import Collector, LayerStatistics
 from onnx_bitnet.calibration.calibration import Calibration
 from onnx_bitnet.calibration.sources import OUT_OF_REACH, Source, find_sources
@@ -20,10 +21,11 @@ from onnx_bitnet.data.feeds import open_feeds
 from onnx_bitnet.data.inputs import Batch
 from onnx_bitnet.data.padding import USUAL, check_mask, tokens
 from onnx_bitnet.data.replay import Replay, replayed
-from onnx_bitnet.errors import ModelError
+from onnx_bitnet.errors import DataError, ModelError
 from onnx_bitnet.report import Progress
 from onnx_bitnet.rewrite.scan import prepare, scan
 from onnx_bitnet.runner import Runner, start, start_part
+from onnx_bitnet.spill import give_back
 from onnx_bitnet.taps import values
 
 _GIB = 1 << 30
@@ -71,7 +73,10 @@ def calibrate(
         ModelError: the model cannot be read or run, or computes NaN or infinity.
         DataError: the data cannot be read or does not fit.
         RuntimeMissing: onnxruntime cannot be used.
+        RecipeError: max_memory, threads or the seed make no sense.
     """
+    check_whole("max_memory", max_memory, 1)
+    check_threads(threads)
     file = files.read(model)
     prepare(file.model)
     sources, unreachable = find_sources(scan(file.model), file.model.graph)
@@ -111,9 +116,11 @@ class _Passes:
         sizes = self._sizes(sources, first)
         groups = list(_portions(sources, sizes, self._max_memory))
         found: dict[Source, LayerStatistics] = {}
+        runner = None
         for number, group in enumerate(groups):
             collectors = {source: Collector(source.k, second_moment=self._second_moments) for source in group}
             names = [source.value for source in group]
+            del runner  # one session at a time: each has the weights in memory
             runner = start_part(self._file.model, self._file.path, names, self._threads)
             for index, batch in enumerate(self._feeds):
                 if progress is not None:
@@ -122,7 +129,7 @@ class _Passes:
                     progress(number * self._feeds.count + index if total else index, total, what)
                 grown = _elements(batch) / max(1, _elements(first))
                 needs = {source: math.ceil(size * grown) for source, size in sizes.items()}
-                label, there = f"batch {index} of {self._feeds.description}", tokens(batch, self._mask)
+                label, there = self._feeds.labels[index], tokens(batch, self._mask)
                 for part in _portions(group, needs, self._max_memory):
                     _observe(runner, part, batch, collectors, there, label)
             for source, collector in collectors.items():
@@ -156,19 +163,33 @@ class _Passes:
 
 
 def observed(source: Source, array: np.ndarray, there: np.ndarray | None, label: str) -> np.ndarray:
-    """Return the rows (rows, K) that a source has for one batch, whose value is `array`; see Source.rows."""
-    with _blaming(source, label):
-        return source.rows(array, there)
+    """Return the rows (rows, K) that a source has for one batch, whose value is `array`; see Source.rows.
 
-
-@contextmanager
-def _blaming(source: Source, label: str) -> Iterator[None]:
+    Raises:
+        ModelError: the value does not have K inputs.
+    """
     try:
-        yield
+        return source.rows(array, there)
     except ValueError as error:
-        raise ModelError(
-            f"layer {source.layers[0]!r} on {label}: its input {source.value!r} {error}; check model and data"
-        ) from None
+        raise _of_model(source, label, str(error)) from None
+
+
+def not_finite(source: Source, batch: Batch, label: str) -> DataError | ModelError:
+    """Return the error that what a layer reads holds NaN or infinity: of the data if they do already."""
+    for name, array in batch.items():
+        numbers = array.dtype.kind not in "OSUbiu"  # that of bfloat16 is V
+        if numbers and (np.isnan(array).any() or (name == source.value and np.isinf(array).any())):
+            return DataError(
+                f"{label}: input {name!r} holds NaN or infinity, with which layer {source.layers[0]!r} "
+                "cannot be measured; leave the batch, or its rows that hold them, out"
+            )
+    return _of_model(source, label, "holds NaN or infinity")
+
+
+def _of_model(source: Source, label: str, what: str) -> ModelError:
+    return ModelError(
+        f"layer {source.layers[0]!r} on {label}: its input {source.value!r} {what}; check model and data"
+    )
 
 
 def _on_disk(statistics: LayerStatistics) -> LayerStatistics:
@@ -179,6 +200,8 @@ def _on_disk(statistics: LayerStatistics) -> LayerStatistics:
         mapped = np.memmap(file, np.float32, "w+", shape=statistics.second_moment.shape)
         mapped[:] = statistics.second_moment
         mapped.flush()
+        if isinstance(mapped.base, mmap.mmap):
+            give_back(mapped.base)
     return dataclasses.replace(statistics, second_moment=mapped)
 
 
@@ -193,8 +216,11 @@ def _observe(
     names = [name for name in dict.fromkeys(source.value for source in part) if name not in batch]
     got = batch | (runner.run(names, batch, label) if runner is not None and names else {})
     for source in part:
-        with _blaming(source, label):
-            collectors[source].add(source.rows(got[source.value], there))
+        rows = observed(source, got[source.value], there, label)
+        try:
+            collectors[source].add(rows)
+        except ValueError:
+            raise not_finite(source, batch, label) from None
 
 
 def _portions(

@@ -6,7 +6,7 @@ import json
 import uuid
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 from onnx_bitnet import files
 from onnx_bitnet.calibration.activations import LayerStatistics
 from onnx_bitnet.errors import DataError, OutputError, one_line
+from onnx_bitnet.report import named
 
 SCHEMA = "onnx_bitnet.calibration/2"
 
@@ -56,6 +57,33 @@ class Calibration:
     layers: Mapping[str, LayerStatistics] = field(repr=False)
     notes: tuple[str, ...] = ()
 
+    @property
+    def warning(self) -> str:
+        """A sentence for those who convert by statistics of random feeds; empty if they are of data."""
+        said = "these statistics say nothing about real activations; calibrate on data"
+        return f"the calibration is one of random feeds: {said}" if self.random_data else ""
+
+    def of(self, layer: str, k: int) -> LayerStatistics | None:
+        """Return what is known of a layer that has K inputs, None if nothing.
+
+        Raises:
+            DataError: the statistics are those of another K, and so of another model.
+        """
+        found = self.layers.get(layer)
+        if found is not None and found.k != k:
+            raise DataError(
+                f"layer {layer!r} has {k} inputs, {found.k} in the calibration of {self.source}; "
+                "calibrate this model"
+            )
+        return found
+
+    def check(self, layers: Sequence[str]) -> None:
+        """Raise DataError if there are no statistics of any of these layers, and so none of their model."""
+        if layers and not any(name in self.layers for name in layers):
+            raise DataError(
+                f"the calibration of {self.source} has no statistics of {named(layers)}; calibrate this model"
+            )
+
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """Write everything to an `.npz` file, whole or not at all; an existing calibration is replaced.
 
@@ -67,7 +95,8 @@ class Calibration:
             OutputError: the file cannot be written, or must not be replaced.
         """
         path = Path(path)
-        files.check_free(path, force=force or is_calibration(path), models=(self.source,))
+        replaceable = force or not path.exists() or is_calibration(path)
+        files.check_free(path, force=replaceable, models=(self.source,))
         unique = list({id(item): item for item in self.layers.values()}.values())
         index = {id(item): number for number, item in enumerate(unique)}
         header = {

@@ -11,7 +11,8 @@ import onnx_ir as ir
 from onnx_bitnet.data.padding import counted
 from onnx_bitnet.rewrite.records import Linear, Refusal, Reshaping
 
-OUT_OF_REACH = "it is inside a subgraph or function, whose values are out of reach"
+INSIDE = "inside a subgraph or function, whose values are out of reach"
+OUT_OF_REACH = f"it is {INSIDE}"
 
 
 @dataclass(frozen=True)

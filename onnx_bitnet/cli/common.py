@@ -116,7 +116,7 @@ def check_outputs(
         others: the other files and folders it reads.
         metric: the option, whose script it reads.
     """
-    script = Path(metric.rpartition(":")[0]) if metric else None
+    script = (metric or "").rpartition(":")[0] or None
     for output in filter(None, outputs):
         files.check_free(output, force=force, models=models, others=(*others, script))
 
@@ -127,7 +127,7 @@ def to_metric(where: str | None) -> Metric | None:
     Raises:
         DataError: there is none.
     """
-    if where is None:
+    if not where:
         return None
     if not where.rpartition(":")[0] and Path(where).is_file():
         raise DataError(f"--metric {where}: names no function; write FILE.py:FUNCTION")

@@ -9,6 +9,7 @@ import typer
 
 import onnx_bitnet as bn
 from onnx_bitnet import files, recipe_file, tables
+from onnx_bitnet.arguments import check_whole
 from onnx_bitnet.cli.common import (
     GATE_FAILED,
     AsJson,
@@ -96,9 +97,7 @@ def plan(
         told = to_recipe(recipe)
         if plot is not None:
             _check_plot(plot, told)
-        report = bn.plan(
-            source, told, data=to_calibration(data), metric=to_metric(metric), progress=progress
-        )
+        report = bn.plan(source, told, data=to_calibration(data), metric=to_metric(metric), progress=progress)
         if plot is not None:
             plots.frontier(report.frontier, plot)
     show(report.to_dict() if as_json else tables.report(report, verbose=verbose))
@@ -162,6 +161,7 @@ def calibrate(
     with errors(), shown_progress("calibrating") as progress:
         output = output or source.with_name(f"{source.stem}.calibration.npz")
         check_outputs(output, force=force, models=(source,), others=(data,))
+        check_whole("--max-memory", max_memory, 1)
         result = bn.calibrate(
             source,
             data,

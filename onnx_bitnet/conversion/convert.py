@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +21,7 @@ from onnx_bitnet.conversion.verify import verify
 from onnx_bitnet.errors import Refused
 from onnx_bitnet.quantization.quantized import Quantized
 from onnx_bitnet.recipe import Recipe
-from onnx_bitnet.report import KEPT, Layer, Progress, Reason, Report
+from onnx_bitnet.report import KEPT, Layer, Progress, Reason, Report, named
 from onnx_bitnet.rewrite.attention import fuse_attention
 from onnx_bitnet.rewrite.cleanup import cleanup
 from onnx_bitnet.rewrite.fuse import Placed, fuse
@@ -130,7 +130,7 @@ def _transform(
     model = file.model
     if recipe.target == "float":
         layers, meant = _restore(model, recipe, progress)
-        found = _Transformed(layers, meant, _notes(recipe, layers, None, widened=widened), data_used=False)
+        found = _Transformed(layers, meant, _notes(recipe, layers, widened=widened), data_used=False)
     else:
         found = _rewrite(file, recipe, data, progress, spill, widened=widened)
     cleanup(model)
@@ -185,13 +185,17 @@ def _rewrite(
     meant: dict[str, Stored] = {}
     placed: list[Placed] = []
     shared = Shared.of(file.model)
-    with measuring(file, recipe, data) as (calibration, inputs):
-        for step in walk(file.model, recipe, calibration, inputs, spill, progress):
+    without: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    with measuring(file, recipe, data) as known:
+        for step in walk(file.model, recipe, known, spill, progress):
             layers.append(step.layer)
             file.release()
             spill.release()
             if step.linear is None or step.spec is None or step.stored is None:
                 continue
+            if step.spec.lacks:
+                why = step.unseen or "given no rows"
+                without.setdefault((why, step.spec.lacks), []).append(step.layer.name)
             node = put(
                 file.model,
                 step.linear,
@@ -205,8 +209,8 @@ def _rewrite(
             if node is not None and isinstance(step.stored, Quantized):
                 name, root = step.linear.name, step.linear.root
                 placed.append(Placed(name, node, step.stored, root, (name,)))
-            if inputs is not None:
-                inputs.replaced()
+            if known.inputs is not None:
+                known.inputs.replaced()
     if recipe.fuse:
         placed = fuse(placed, shared)
         layers = _with_ops(layers, placed)
@@ -214,9 +218,8 @@ def _rewrite(
     attentions = fuse_attention(file.model, shared) if _fuses_attention(recipe, layers) else 0
     if recipe.target != "custom":
         spell_out(file.model)
-    used = calibration is not None or inputs is not None
-    notes = _notes(recipe, layers, calibration, widened=widened)
-    return _Transformed(layers, meant, (*notes, *_attention_note(attentions)), used)
+    notes = (*_data_notes(known.given, without), *_notes(recipe, layers, widened=widened))
+    return _Transformed(layers, meant, (*notes, *_attention_note(attentions)), known.something)
 
 
 def _fuses_attention(recipe: Recipe, layers: Sequence[Layer]) -> bool:
@@ -247,10 +250,23 @@ def _refuse(layers: Sequence[Layer]) -> None:
         )
 
 
-def _notes(
-    recipe: Recipe, layers: Sequence[Layer], calibration: Calibration | None, *, widened: bool
-) -> tuple[str, ...]:
-    notes = list(calibration.notes) if calibration is not None else []
+def _data_notes(
+    given: Calibration | None, without: Mapping[tuple[str, tuple[str, ...]], Sequence[str]]
+) -> list[str]:
+    """Say what was done for want of data, and of what worth a calibration is.
+
+    Args:
+        given: the user's calibration.
+        without: the layers that went without data, by why they did and what was done instead.
+    """
+    return [
+        *([given.warning] if given is not None and given.warning else []),
+        *(f"no data for {named(names)}, {why}: {', '.join(done)}" for (why, done), names in without.items()),
+    ]
+
+
+def _notes(recipe: Recipe, layers: Sequence[Layer], *, widened: bool) -> tuple[str, ...]:
+    notes = []
     if widened:
         notes.append(
             "the model computes in bfloat16, for which onnxruntime has no CPU kernels: its activations, "
@@ -270,11 +286,12 @@ def _notes(
     elif recipe.target == "float" and not layers:
         notes.append("nothing was restored: the model has no packed layers")
     elif not any(layer.converted for layer in layers):
-        notes.append(_nothing_converted(layers))
+        notes.append(nothing_converted(layers))
     return tuple(notes)
 
 
-def _nothing_converted(layers: Sequence[Layer]) -> str:
+def nothing_converted(layers: Sequence[Layer]) -> str:
+    """Return the note of a model whose layers are all left, with the reason most have."""
     reasons = Counter(layer.reason for layer in layers if layer.reason)
     if not reasons:
         return "nothing was converted: the model has no linear layers"

@@ -9,7 +9,6 @@ import numpy as np
 
 from onnx_bitnet.calibration.activations import LayerStatistics
 from onnx_bitnet.calibration.ranges import activation_step
-from onnx_bitnet.calibration.sources import OUT_OF_REACH
 from onnx_bitnet.conversion.nearly import nearly
 from onnx_bitnet.errors import RecipeError
 from onnx_bitnet.granularity import block_rows
@@ -77,6 +76,7 @@ def decide(
     statistics: LayerStatistics | None = None,
     *,
     measured: bool = False,
+    unseen: str = "",
 ) -> LayerSpec | Keep:
     """Decide how to pack one layer, from its weight (N, K), the recipe, and what calibration knows of it.
 
@@ -90,9 +90,11 @@ def decide(
         recipe: what was asked for.
         statistics: what calibration knows of its inputs; None if nothing.
         measured: the moments of its inputs can be had.
+        unseen: why they cannot be had although there is data, after "the layer is".
 
     Raises:
         ModelError: the weight is empty or holds NaN or infinity.
+        RecipeError: the recipe asks for what the layer cannot have.
     """
     check_weight(weight, linear.name)
     rule = rule_for(linear, recipe)
@@ -116,7 +118,8 @@ def decide(
     if rule is not None and rule.scale is not None:
         spec = _with_scale(spec, rule, linear)
     else:
-        spec = _with_data(spec, recipe, measured) if spec.exact is None else replace(spec, rotation=0)
+        spec = replace(spec, rotation=0) if spec.exact is not None else spec
+        spec = _with_data(spec, linear, recipe, measured, unseen) if spec.exact is None else spec
     length = spec.group_length(linear.weight.k)
     if spec.activation_bits != 32 and length > MAX_GROUP:
         return Keep(Reason.WEIGHT_TOO_WIDE, f"{length} inputs share a scale, {MAX_GROUP} may")
@@ -129,10 +132,11 @@ def _with_step(
     spec: LayerSpec | Keep, recipe: Recipe, statistics: LayerStatistics | None
 ) -> LayerSpec | Keep:
     """Settle the step of static activations."""
-    if isinstance(spec, Keep) or statistics is None:
+    if isinstance(spec, Keep) or recipe.activation_scale == "dynamic" or spec.activation_bits == 32:
         return spec
-    if recipe.activation_scale == "dynamic" or spec.activation_bits == 32:
-        return spec
+    if statistics is None:
+        by_row = "activations by each row's peak"
+        return spec if spec.activation_scale else replace(spec, lacks=(*spec.lacks, by_row))
     step = activation_step(statistics, spec.activation_bits, recipe.activation_scale)
     return replace(spec, activation_scale=step)
 
@@ -151,19 +155,30 @@ def _as_floats(action: str, linear: Linear, recipe: Recipe) -> LayerSpec | Keep:
     return spec
 
 
-def _with_data(spec: LayerSpec, recipe: Recipe, measured: bool) -> LayerSpec:
+def _with_data(spec: LayerSpec, linear: Linear, recipe: Recipe, measured: bool, unseen: str) -> LayerSpec:
     """Settle what depends on data being there."""
-    by_output = block_rows(spec.settled_granularity) == 1
-    if measured and recipe.rounding == "auto" and by_output:
+    by_output = spec.granularity != "tensor" and block_rows(spec.settled_granularity) == 1
+    is_open = recipe.rounding == "auto" and (measured or bool(unseen))
+    if is_open and not by_output and not spec.needs_data:
+        return replace(spec, detail="rounding mse: gptq fits each output, and here some share scales")
+    if is_open:
         spec = replace(spec, rounding="gptq")
+    what = "offset and levels = 9" if spec.needs_data else f"rounding {spec.rounding!r}"
     if not spec.measured:
         if spec.needs_data:
-            raise RecipeError("offset and levels = 9 need calibration data and rounding gptq or weighted")
+            raise RecipeError(f"{what} need calibration data and rounding gptq or weighted")
         return spec
     if not measured:
-        return replace(spec, rounding="mse", detail=f"rounding mse: {OUT_OF_REACH}")
-    if spec.granularity == "tensor" or not by_output:
-        raise RecipeError(f"rounding {spec.rounding!r} fits each output; use granularity channel or block:B")
+        if spec.needs_data:
+            raise RecipeError(
+                f"layer {linear.name!r}: {what} need data of its inputs, and it is {unseen}; keep it, or "
+                "give it other levels, with a rule"
+            )
+        rounded = "weights rounded as without any"
+        return replace(spec, rounding="mse", detail=f"rounding mse: it is {unseen}", lacks=(rounded,))
+    if not by_output:
+        fit = "fit" if spec.needs_data else "fits"
+        raise RecipeError(f"{what} {fit} each output; use granularity channel or block:B")
     return spec
 
 

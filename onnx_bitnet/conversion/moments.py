@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import onnx_ir as ir
 
 from onnx_bitnet import files
 from onnx_bitnet.calibration.activations import LayerStatistics
-from onnx_bitnet.calibration.calibrate import calibrate, observed
+from onnx_bitnet.calibration.calibrate import calibrate, not_finite, observed
 from onnx_bitnet.calibration.calibration import Calibration
 from onnx_bitnet.calibration.sources import Source, find_sources
 from onnx_bitnet.conversion.decide import may_use_moments, needs_calibration, needs_moments
@@ -20,7 +22,7 @@ from onnx_bitnet.conversion.stages import Stages
 from onnx_bitnet.data.feeds import open_feeds
 from onnx_bitnet.data.padding import USUAL, check_mask, tokens
 from onnx_bitnet.data.replay import Replay, replayed
-from onnx_bitnet.errors import DataError, ModelError, NotFinite, RecipeError
+from onnx_bitnet.errors import DataError, NotFinite, RecipeError
 from onnx_bitnet.quantization.compensate import Moments
 from onnx_bitnet.recipe import Recipe
 from onnx_bitnet.rewrite.scan import prepare, scan
@@ -69,9 +71,8 @@ class Inputs:
 
     def reach(self, layer: str) -> bool:
         """Return whether a layer can be measured."""
-        if isinstance(self._data, Calibration):
-            return layer in self._data.layers
-        return layer in self._source_of
+        known = self._data.layers if isinstance(self._data, Calibration) else self._source_of
+        return layer in known
 
     def replaced(self) -> None:
         """Tell that a layer was replaced: from now on the models differ."""
@@ -93,10 +94,10 @@ class Inputs:
         source = self._source_of[layer]
         if self._last is None or self._last[0] is not source:
             self._last = None  # one set of matrices at a time
-            self._last = source, self._collect(source, self._data.description)
+            self._last = source, self._collect(source, self._data)
         return self._last[1]
 
-    def _collect(self, source: Source, description: str) -> Moments:
+    def _collect(self, source: Source, data: Replay) -> Moments:
         """Run the models on to a source over all feeds."""
         later = [item.value for item in self._sources[self._sources.index(source) + 1 :]]
         ours = self._ours.run(source.value, later)
@@ -106,30 +107,49 @@ class Inputs:
         cross = np.zeros((k, k), np.float32) if theirs is not None else None
         sums, rows = np.zeros((2, k)), 0
         for index, (array, there) in enumerate(zip(ours, self._there, strict=True)):
-            label = f"batch {index} of {description}"
+            label = data.labels[index]
             x = observed(source, array, there, label)
             f = x if theirs is None else observed(source, next(theirs), there, label)
             second += x.T @ x
             if cross is not None:
                 cross += x.T @ f
             sums += [x.sum(axis=0, dtype=np.float64), f.sum(axis=0, dtype=np.float64)]
+            if not np.isfinite(sums[1]).all():
+                raise not_finite(source, next(itertools.islice(data, index, None)), label)
             rows += x.shape[0]
         if theirs is not None:
             next(theirs, None)  # so that it notes what it kept
         if not np.isfinite(second).all() or not np.isfinite(sums).all():
-            what = f"the input {source.value!r} of layer {source.layers[0]!r} holds NaN or infinity"
-            if np.isfinite(sums[1]).all():
-                what += " once layers before it are packed; give those more bits, or keep them float"
-                raise NotFinite(f"{self._path}: {what}")
-            raise ModelError(f"{self._path}: {what}")
+            raise NotFinite(
+                f"{self._path}: the input {source.value!r} of layer {source.layers[0]!r} holds NaN or "
+                "infinity once layers before it are packed; give those more bits, or keep them float"
+            )
         return Moments(rows, second, cross, *(sums / max(rows, 1)))
 
 
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What there is to know about activations.
+
+    Args:
+        calibration: their statistics, if the recipe needs them or they were given.
+        inputs: a means to measure moments, if the recipe needs them.
+        given: the calibration if it is the user's, which may be that of another model.
+    """
+
+    calibration: Calibration | None = None
+    inputs: Inputs | None = None
+    given: Calibration | None = None
+
+    @property
+    def something(self) -> bool:
+        """Whether there is."""
+        return self.calibration is not None or self.inputs is not None
+
+
 @contextmanager
-def measuring(
-    file: files.ModelFile, recipe: Recipe, data: object
-) -> Iterator[tuple[Calibration | None, Inputs | None]]:
-    """Prepare what a recipe needs to know about activations: a calibration, a means to measure, or neither.
+def measuring(file: files.ModelFile, recipe: Recipe, data: object) -> Iterator[Known]:
+    """Prepare what a recipe needs to know about activations, which may be nothing.
 
     Raises:
         RecipeError: it needs data, and there is none.
@@ -137,7 +157,7 @@ def measuring(
     """
     moments = needs_moments(recipe) or (data is not None and may_use_moments(recipe))
     if not (moments or needs_calibration(recipe)):
-        yield None, None
+        yield Known()
         return
     if data is None:
         raise RecipeError(
@@ -146,19 +166,20 @@ def measuring(
         )
     if isinstance(data, Calibration):
         found = find_sources(scan(file.model), file.model.graph)[0] if moments else ()
-        yield data, Inputs(file.model, file.path, found, data, 0) if moments else None
+        yield Known(data, Inputs(file.model, file.path, found, data, 0) if moments else None, data)
         return
     with replayed(open_feeds(file.model, data)) as feeds:
         check_mask(recipe.mask, feeds.feeds.inputs)
         calibration = None
         if needs_calibration(recipe):
-            calibration = calibrate(file.path, feeds, second_moments=False, mask=recipe.mask)
+            calibration = calibrate(file.path, feeds.as_feeds(), second_moments=False, mask=recipe.mask)
         if not moments:
-            yield calibration, None
+            yield Known(calibration)
             return
         sources, _ = find_sources(scan(file.model), file.model.graph)
         with tempfile.TemporaryDirectory() as folder:
-            yield calibration, Inputs(file.model, file.path, sources, feeds, 0, Path(folder), recipe.mask)
+            inputs = Inputs(file.model, file.path, sources, feeds, 0, Path(folder), recipe.mask)
+            yield Known(calibration, inputs)
 
 
 def moments_of(layer: str, statistics: LayerStatistics) -> Moments:

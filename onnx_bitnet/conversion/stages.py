@@ -62,7 +62,7 @@ class Stages:
             have = batch | (self._shelf.take(index) if self._kept else {})
             if runner is not None:
                 fits = {key: have[key] for key in runner.inputs() if key in have}
-                have |= runner.run(wanted, fits, f"batch {index} of {self._feeds.description}")
+                have |= runner.run(wanted, fits, self._feeds.labels[index])
             if keep:
                 self._shelf.put(index, {key: have[key] for key in keep})
             yield have[name]

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from onnx_bitnet.calibration.activations import LayerStatistics
-from onnx_bitnet.calibration.calibration import Calibration
+from onnx_bitnet.calibration.sources import INSIDE
 from onnx_bitnet.conversion.decide import Keep, check_rules, decide, keep_unseen, way
-from onnx_bitnet.conversion.moments import Inputs
+from onnx_bitnet.conversion.moments import Known
 from onnx_bitnet.conversion.targets import Basis, Stored, store
-from onnx_bitnet.errors import DataError, EvaluationError
+from onnx_bitnet.errors import EvaluationError
 from onnx_bitnet.formats import panel_shape
 from onnx_bitnet.granularity import block_rows
 from onnx_bitnet.quantization.compensate import Moments
@@ -33,20 +32,29 @@ from onnx_bitnet.spill import Spill
 
 @dataclass(frozen=True)
 class Step:
-    """One candidate: its line of the report, and for a layer to be replaced what goes into the graph."""
+    """One candidate: its line of the report, and for a layer to be replaced what goes into the graph.
+
+    Args:
+        layer: the line.
+        linear: the layer as it is replaced.
+        spec: how it is packed.
+        stored: its weight.
+        basis: what the weight wants beside it.
+        unseen: why there is no data of its inputs, after "the layer is"; empty if there is, or none at all.
+    """
 
     layer: Layer
     linear: Linear | None = None
     spec: LayerSpec | None = None
     stored: Stored | None = None
     basis: Basis = field(default_factory=Basis)
+    unseen: str = ""
 
 
 def walk(
     model: ir.Model,
     recipe: Recipe,
-    calibration: Calibration | None,
-    inputs: Inputs | None,
+    known: Known,
     spill: Spill,
     progress: Progress | None,
 ) -> Iterator[Step]:
@@ -55,8 +63,7 @@ def walk(
     Args:
         model: prepared for `scan`; the caller may replace a layer when it has its step.
         recipe: what to do.
-        calibration: statistics of activations, if the recipe needs them.
-        inputs: moments of the layers' inputs, if the recipe needs them.
+        known: about activations.
         spill: where packed weights are kept.
         progress: called as progress(done, total, layer name) before each layer and once at the end.
 
@@ -70,6 +77,8 @@ def walk(
     linears = [item for item in found if isinstance(item, Linear)]
     positions = iter(range(len(linears)))
     done = _Done(spill)
+    needy: list[str] = []
+    foreign = known.given is not None and not any(item.name in known.given.layers for item in linears)
     for item in found:
         if isinstance(item, Refusal):
             yield Step(_left(item, item.reason, item.detail, item.n, item.k))
@@ -77,30 +86,36 @@ def walk(
         index = next(positions)
         if progress is not None:
             progress(index, len(linears), item.name)
-        statistics = _statistics(item, calibration)
-        yield _step(item, keep_unseen(index, linears, recipe), recipe, statistics, inputs, done)
+        step = _step(item, keep_unseen(index, linears, recipe), recipe, known, done)
+        if not item.where and _needs_statistics(step):
+            needy.append(item.name)
+        if known.given is not None and (foreign or index == len(linears) - 1):
+            known.given.check(needy)
+        yield step
     if progress is not None:
         progress(len(linears), len(linears), "")
 
 
-def _statistics(linear: Linear, calibration: Calibration | None) -> LayerStatistics | None:
-    statistics = calibration.layers.get(linear.name) if calibration is not None else None
-    if statistics is not None and calibration is not None and statistics.k != linear.weight.k:
-        raise DataError(
-            f"layer {linear.name!r} has {linear.weight.k} inputs, {statistics.k} in the calibration of "
-            f"{calibration.source}; calibrate this model"
-        )
-    return statistics
+def _needs_statistics(step: Step) -> bool:
+    """Whether a layer is, or would be, packed by what is known of its inputs."""
+    spec = step.spec
+    return spec is not None and (bool(spec.lacks) or spec.measured or bool(spec.activation_scale))
 
 
-def _step(
-    linear: Linear,
-    keep: Keep | None,
-    recipe: Recipe,
-    statistics: LayerStatistics | None,
-    inputs: Inputs | None,
-    done: _Done,
-) -> Step:
+def _unseen(linear: Linear, seen: ir.Value, known: Known) -> str:
+    """Say why there is no data of what a layer reads, after "the layer is"; empty if there is, or none."""
+    if not known.something:
+        return ""
+    if linear.where:
+        return INSIDE
+    if linear.x is not seen:
+        return "one whose activations are quantized in the graph"
+    if known.calibration is not None and linear.name not in known.calibration.layers:
+        return f"not in the calibration of {known.calibration.source}" if known.given else "given no rows"
+    return ""
+
+
+def _step(linear: Linear, keep: Keep | None, recipe: Recipe, known: Known, done: _Done) -> Step:
     """Decide one layer and quantize it; `done` holds what was stored before, for tied weights to share."""
     weight = linear.weight
     if keep is not None:
@@ -111,8 +126,10 @@ def _step(
         array = weight.array()
     except EvaluationError as error:
         return Step(_left(linear, Reason.WEIGHT_NOT_EVALUATED, str(error), weight.n, weight.k))
+    inputs, unseen = known.inputs, _unseen(linear, seen, known)
+    statistics = known.calibration.of(linear.name, weight.k) if known.calibration is not None else None
     measured = inputs is not None and linear.x is seen and inputs.reach(linear.name)
-    decision = decide(linear, array, recipe, statistics, measured=measured)
+    decision = decide(linear, array, recipe, statistics, measured=measured, unseen=unseen)
     if isinstance(decision, Keep):
         return Step(_left(linear, decision.reason, decision.detail, weight.n, weight.k))
     moments = inputs.of(linear.name) if inputs is not None and decision.measured else None
@@ -144,7 +161,7 @@ def _step(
         packed_bytes=stored.nbytes + _padding(stored, recipe.layout),
         shared_with=first,
     )
-    return Step(layer, linear, decision, stored, Basis(turned, bias_shift))
+    return Step(layer, linear, decision, stored, Basis(turned, bias_shift), unseen)
 
 
 class _Done:

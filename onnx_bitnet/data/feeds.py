@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 import re
 import zipfile
@@ -16,6 +17,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
+from onnx_bitnet.arguments import check_whole
 from onnx_bitnet.data.inputs import Batch, Input, check_batch, model_inputs
 from onnx_bitnet.data.random_feeds import BATCHES, random_feeds
 from onnx_bitnet.errors import DataError, one_line
@@ -47,7 +49,11 @@ class Feeds:
     source: Callable[[], Iterator[tuple[str, object]]]
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches.
+        """Yield the batches; see `labelled`."""
+        return (batch for _, batch in self.labelled())
+
+    def labelled(self) -> Iterator[tuple[str, Batch]]:
+        """Yield the batches, each with its label for error messages.
 
         Raises:
             DataError: a batch cannot be read or does not fit the model's inputs, or there is none.
@@ -55,7 +61,7 @@ class Feeds:
         empty = True
         for label, batch in self.source():
             empty = False
-            yield check_batch(batch, self.inputs, label)
+            yield label, check_batch(batch, self.inputs, label)
         if empty:
             raise DataError(f"{self.description}: no batches; a generator that was used before has none left")
 
@@ -70,14 +76,18 @@ def open_feeds(
         data: path of an `.npz` (one batch, its keys are the input names); path of a folder of such files, of
             an ONNX test data set (`input_0.pb`, ... in the order of the model's inputs) or of several
             `test_data_set_*`; a dict (one batch); an iterable of dicts; an object with `get_next()` that
-            returns a dict, and None at the end; or None for random feeds.
+            returns a dict, and None at the end; Feeds; or None for random feeds.
         seed: of the random feeds, which are the same for the same model, seed and dims.
         dims: sizes of symbolic dimensions in random feeds, by name.
 
     Raises:
         DataError: there is no such file, it is of no known kind, or no random feeds can be made.
+        RecipeError: the seed is no whole number from 0 on.
     """
+    check_whole("seed", seed, 0)
     inputs = model_inputs(model)
+    if isinstance(data, Feeds):
+        return dataclasses.replace(data, inputs=inputs)
     if data is None:
         description, batches = random_feeds(model.graph, inputs, seed, dims or {})
         return Feeds(description, True, BATCHES, inputs, True, lambda: _labelled("random feeds", batches()))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from onnx_bitnet.arguments import is_whole
 from onnx_bitnet.data.inputs import Batch, Input, show_shape
 from onnx_bitnet.errors import DataError
 
@@ -47,7 +48,7 @@ def random_feeds(
     def batches() -> Iterator[Batch]:
         for index in range(BATCHES):
             rng = np.random.default_rng((seed, index))
-            yield {item.name: _array(item, shapes[item.name], rows[item.name], rng) for item in inputs}
+            yield {item.name: _made(item, shapes[item.name], rows[item.name], rng) for item in inputs}
 
     made = ", ".join(f"{item.name} {item.dtype} {show_shape(shapes[item.name])}" for item in inputs)
     return f"{BATCHES} batches of random feeds (seed {seed}): {made}", batches
@@ -67,8 +68,8 @@ def _sizes(inputs: Sequence[Input], dims: Mapping[str, int]) -> dict[str, int]:
             raise DataError(
                 f"dims: the model has no symbolic dimension {name!r}; it has {', '.join(sizes) or 'none'}"
             )
-        if size < 1:
-            raise DataError(f"dims: {name} = {size} leaves nothing to feed; give at least 1")
+        if not is_whole(size, 1):
+            raise DataError(f"dims: {name} = {size!r} leaves nothing to feed; give at least 1")
     sizes |= dims
     for symbol in [symbol for symbol in sizes if symbol not in dims]:
         terms = [term.strip() for term in symbol.split("+")]
@@ -103,6 +104,16 @@ def _table_shape(table: ir.Value | None) -> tuple[int, ...]:
         node = table.producer()
         table = node.inputs[0] if node is not None and node.op_type in _TABLES_PASS else None
     return ()
+
+
+def _made(item: Input, shape: tuple[int, ...], rows: int | None, rng: np.random.Generator) -> np.ndarray:
+    try:
+        return _array(item, shape, rows, rng)
+    except (MemoryError, OverflowError, ValueError):  # what NumPy says of shapes that are too large
+        raise DataError(
+            f"input {item.name!r}: random feeds of shape {show_shape(shape)} do not fit into memory; give "
+            "smaller dims"
+        ) from None
 
 
 def _array(item: Input, shape: tuple[int, ...], rows: int | None, rng: np.random.Generator) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from onnx_bitnet.arguments import is_whole
 from onnx_bitnet.data.feeds import Feeds
 from onnx_bitnet.data.inputs import Batch, check_batch
 from onnx_bitnet.errors import DataError, one_line
@@ -25,17 +27,22 @@ class Replay:
 
     Args:
         feeds: where they come from.
-        count: number of batches.
+        labels: what each batch is called in error messages.
         samples: rows along the first axis of the first input, over all batches.
         held: the first of them, as many as memory has room for.
         folder: where the others are kept, if they cannot be read again.
     """
 
     feeds: Feeds
-    count: int
+    labels: tuple[str, ...]
     samples: int
     held: tuple[Batch, ...]
     folder: Path | None
+
+    @property
+    def count(self) -> int:
+        """Number of batches."""
+        return len(self.labels)
 
     @property
     def description(self) -> str:
@@ -58,7 +65,16 @@ class Replay:
         for index in range(len(self.held), self.count):
             with np.load(self.folder / f"{index}.npz", allow_pickle=False) as archive:
                 batch = {name: archive[name] for name in archive.files}
-            yield check_batch(batch, self.feeds.inputs, f"{self.description}, batch {index}")
+            yield check_batch(batch, self.feeds.inputs, self.labels[index])
+
+    def as_feeds(self) -> Feeds:
+        """Return the batches as others take them."""
+        return dataclasses.replace(
+            self.feeds,
+            count=self.count,
+            rereadable=True,
+            source=lambda: zip(self.labels, self, strict=True),
+        )
 
 
 @contextmanager
@@ -74,23 +90,24 @@ def replayed(feeds: Feeds, max_samples: int | None = None) -> Iterator[Replay]:
     Raises:
         DataError: a batch does not fit the model, there is none, or the disk is full.
     """
-    if max_samples is not None and max_samples < 1:
-        raise DataError(f"max_samples is {max_samples}; give at least 1, or leave it out for all data")
+    if max_samples is not None and not is_whole(max_samples, 1):
+        raise DataError(f"max_samples is {max_samples!r}; give at least 1, or leave it out for all data")
     with tempfile.TemporaryDirectory() as temporary:
         folder = None if feeds.rereadable else Path(temporary)
         held: list[Batch] = []
-        count = samples = size = 0
-        for batch in feeds:
+        labels: list[str] = []
+        samples = size = 0
+        for label, batch in feeds.labelled():
             size += sum(array.nbytes for array in batch.values())
             if size <= _ROOM:
                 held.append({name: array.copy() for name, array in batch.items()})
             elif folder is not None:
-                _keep(batch, folder / f"{count}.npz")
-            count += 1
+                _keep(batch, folder / f"{len(labels)}.npz")
+            labels.append(label)
             samples += _samples(batch, feeds)
             if max_samples is not None and samples >= max_samples:
                 break
-        yield Replay(feeds, count, samples, tuple(held), folder)
+        yield Replay(feeds, tuple(labels), samples, tuple(held), folder)
 
 
 def _samples(batch: Batch, feeds: Feeds) -> int:

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from onnx_bitnet.arguments import check_whole
 from onnx_bitnet.decoder.architecture import GEOMETRIES, Architecture
 from onnx_bitnet.decoder.build import ATTENTION, LAYOUTS, Options, write_model
 from onnx_bitnet.decoder.source import Checkpoint, Random, Source
 from onnx_bitnet.decoder.tokens import BITS, PACKED
 from onnx_bitnet.errors import ModelError, OutputError, RecipeError, one_line
+from onnx_bitnet.files import check_folder
 from onnx_bitnet.formats import FORMATS
 from onnx_bitnet.report import Progress
 from onnx_bitnet.runtime import library_path
@@ -80,10 +82,13 @@ def build(
     Raises:
         RecipeError: an option does not exist.
         ModelError: the checkpoint is damaged, incomplete, or of an architecture that is not built.
-        OutputError: the folder exists, or cannot be written.
+        OutputError: the folder exists, holds the checkpoint, or cannot be written.
     """
     folder, options = Path(folder), options or Options()
     _check(options)
+    check_whole("seed", seed, 0)
+    if not isinstance(source, Architecture):
+        check_folder(folder, Path(source))
     architecture, tensors, files = (
         (source, Random(seed), [])
         if isinstance(source, Architecture)

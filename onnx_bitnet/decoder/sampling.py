@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnx_bitnet.arguments import is_whole
 from onnx_bitnet.errors import RecipeError
 
 
@@ -29,8 +30,11 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise RecipeError(f"temperature and top_k must be 0 or more and top_p in (0, 1], not {self}")
+        least = self.temperature >= 0 and is_whole(self.top_k, 0) and is_whole(self.seed, 0)
+        if not (least and 0 < self.top_p <= 1):
+            raise RecipeError(
+                f"temperature, top_k and seed must be 0 or more and top_p in (0, 1], not {self}"
+            )
 
     def generator(self) -> np.random.Generator:
         """Return the source of randomness of one text."""

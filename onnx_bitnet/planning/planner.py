@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from onnx_bitnet import files
 from onnx_bitnet.calibration.calibration import Calibration
-from onnx_bitnet.conversion.convert import convert_as_told, default_output, plan_as_told
+from onnx_bitnet.conversion.convert import convert_as_told, default_output, nothing_converted, plan_as_told
 from onnx_bitnet.data.feeds import open_feeds
 from onnx_bitnet.errors import RecipeError
 from onnx_bitnet.planning.frontier import Option
@@ -26,9 +26,11 @@ from onnx_bitnet.planning.samples import Samples, apart, together
 from onnx_bitnet.planning.search import Search, Settled
 from onnx_bitnet.planning.survey import survey, with_gains
 from onnx_bitnet.recipe import Recipe
-from onnx_bitnet.report import FrontierPoint, Progress, Report
+from onnx_bitnet.recipe_values import check_one_of
+from onnx_bitnet.report import FrontierPoint, Progress, Reason, Report, named
 from onnx_bitnet.validation.validate import Metric
 
+METHODS = ("auto", "weights", "outputs", "model")
 _DEFAULT_COSINE = 0.99
 _UNUSED = "the calibration data was not used: no step of this recipe needs any"
 
@@ -63,9 +65,10 @@ def settle(
         progress: as in `convert`.
 
     Raises:
-        RecipeError: the goals cannot be reached, or contradict one another.
+        RecipeError: the goals cannot be reached, or contradict one another, or there is no such method.
         DataError: the data cannot be read, or does not fit.
     """
+    check_one_of("method", method, METHODS)
     goals = Goals.of(recipe, metric)
     calibration, samples = _data(source, data, method, goals)
     groups = survey(Path(source), recipe, method, calibration, samples, progress)
@@ -186,7 +189,20 @@ def sensitivity(
         for group in settled.groups
     ]
     ranked = sorted(layers, key=lambda layer: -layer.options[0].loss)
-    return Sensitivity(tuple(ranked), settled.recipe, settled.frontier, settled.notes)
+    notes = (*settled.notes, *_calibration_notes(data, settled))
+    return Sensitivity(tuple(ranked), settled.recipe, settled.frontier, notes)
+
+
+def _calibration_notes(data: object, settled: Settled) -> Iterator[str]:
+    """Say of what worth the calibration is that layers were ranked by, if they were by one."""
+    if not isinstance(data, Calibration) or not settled.groups:
+        return
+    if data.warning:
+        yield data.warning
+    without = [name for group in settled.groups for name in group.names if name not in data.layers]
+    if without:
+        why = f"not in the calibration of {data.source}"
+        yield f"no data for {named(without)}, {why}: ranked by weights alone"
 
 
 def convert(
@@ -227,11 +243,13 @@ def convert(
         OutputError: the output exists, cannot be written, or does not read back as meant.
         Refused: see strict.
     """
+    output = Path(output)
+    for target in (output, files.data_path(output)):
+        files.check_inputs(target, others=(recipe, data))
     recipe = Recipe.parse(recipe)
     options: dict[str, Any] = {"strict": strict, "progress": progress}
     if not recipe.has_goals:
         return _with_notes(convert_as_told(source, output, recipe, data=data, force=force, **options))
-    output = Path(output)
     files.check_output(files.read(source), output, force=force)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
         place = Path(folder, output.name)
@@ -279,10 +297,21 @@ def _with_notes(report: Report) -> Report:
 
 
 def _with_search(report: Report, settled: Settled) -> Report:
-    """Add what the recipe was chosen from; data that none of its steps needs served the choice."""
-    notes = (*settled.notes, *report.notes)
+    """Add what the recipe was chosen from; data that none of its steps needs served the choice.
+
+    The recipe has rules for what the search keeps; the report tells these layers from those of the user's.
+    """
+    searched = {name for group in settled.groups for name in group.names}
+    layers = tuple(
+        dataclasses.replace(layer, reason=Reason.KEPT_BY_SEARCH, detail="")
+        if layer.reason is Reason.KEPT_BY_RULE and layer.name in searched
+        else layer
+        for layer in report.layers
+    )
+    said, now = nothing_converted(report.layers), nothing_converted(layers)
+    notes = (*settled.notes, *(now if note == said else note for note in report.notes))
     points = _sized(settled.frontier, report.output_bytes)
-    return dataclasses.replace(report, frontier=points, notes=notes, data_unused=False)
+    return dataclasses.replace(report, layers=layers, frontier=points, notes=notes, data_unused=False)
 
 
 def _sized(points: tuple[FrontierPoint, ...], nbytes: int) -> tuple[FrontierPoint, ...]:

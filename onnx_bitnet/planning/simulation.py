@@ -79,8 +79,8 @@ class Simulation:
             mask: as in `validate`.
         """
         sums = [{name: Accumulator() for name in self._outputs} for _ in variants]
-        for index, batch in enumerate(feeds):
-            label, there = f"batch {index} of {feeds.description}", tokens(batch, mask)
+        for label, batch in feeds.labelled():
+            there = tokens(batch, mask)
             exact = self.run(batch, label)
             for accumulators, variant in zip(sums, variants, strict=True):
                 got = self.run(batch, label, variant())

@@ -114,8 +114,13 @@ def survey(
         calibration: what is known of the layers' inputs, if there are no samples.
         samples: the data.
         progress: as in `convert`.
+
+    Raises:
+        DataError: the calibration is that of another model.
     """
     groups = open_to_choice(source, recipe)
+    if calibration is not None:
+        calibration.check([group.names[0] for group in groups if not group.linear.where])
     if samples is None or not groups:
         return _tried(groups, recipe, calibration, calibration, progress)
     what = "layers by their weights" if method == "weights" else "layers weighed"
@@ -199,7 +204,11 @@ def _tried(
 
 
 def _of(calibration: Calibration | None, group: Group) -> LayerStatistics | None:
-    return calibration.layers.get(group.names[0]) if calibration is not None else None
+    """Return what is known of a group's inputs; nothing if it is not of all, as they are rounded alike."""
+    if calibration is None:
+        return None
+    found = [calibration.of(name, group.linear.weight.k) for name in group.names]
+    return found[0] if all(item is not None for item in found) else None
 
 
 def _weighed(

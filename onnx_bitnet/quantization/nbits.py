@@ -9,8 +9,9 @@ import numpy as np
 
 from onnx_bitnet.quantization.quantized import Quantized
 
-# Inputs that share a scale: the largest block for which onnxruntime has int8 kernels of 2, 4 and 8 bits.
-_BLOCK = 128
+# Inputs that share a scale, for which onnxruntime has fast kernels of 2, 4 and 8 bits; of 2 bits from 32 on.
+_BLOCKS = (128, 64, 32, 16)
+_SCALE_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class NBits:
     def pack(cls, integers: Integers) -> NBits:
         """Pack integers; scales of large groups are repeated for each block."""
         n, k = integers.q.shape
-        block_size = math.gcd(integers.block_size, _BLOCK)
+        block_size = _block_size(k, integers)
         blocks = -(-k // block_size)
         repeat = integers.block_size // block_size or blocks
         scale = np.repeat(np.broadcast_to(integers.scale, (n, integers.scale.shape[1])), repeat, axis=1)
@@ -121,6 +122,13 @@ class DynamicInt8:
     def pack(cls, integers: Integers) -> DynamicInt8:
         """Store integers whose scales are one for each output, or one for all."""
         return cls(np.ascontiguousarray(integers.q.T), integers.scale.reshape(-1))
+
+
+def _block_size(k: int, integers: Integers) -> int:
+    """Return the block that takes the fewest bytes, the largest of these, without mixing scales."""
+    widest = math.gcd(integers.block_size, _BLOCKS[0])
+    fast = [size for size in _BLOCKS if size <= widest and (size >= 32 or integers.bits > 2)]
+    return min(fast or [widest], key=lambda size: -(-k // size) * (size * integers.bits // 8 + _SCALE_BYTES))
 
 
 def pack(q: np.ndarray, bits: int, block_size: int) -> np.ndarray:

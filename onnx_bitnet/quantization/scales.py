@@ -1,4 +1,4 @@
-"""Choose the scales and thresholds with which a weight matrix is quantized, as reference/weights.py defines it.
+"""Choose the scales and thresholds of a weight matrix to be quantized, as reference/weights.py defines them.
 
 A step is what the C code needs to quantize a group of weights that share a scale: (factor, low, high, scale),
 see ext/quantize.h. Steps come as float32 (P, N or 1, G, 4), with one row when all outputs share their scales.

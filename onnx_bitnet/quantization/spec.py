@@ -36,6 +36,7 @@ class LayerSpec:
         scale_type: `auto`, `float32`, `float16` or `bfloat16`, see recipe.Recipe.
         exact: what `detect` found; then the fields from granularity to levels and integer_bits do nothing.
         detail: what was settled for it where the recipe left it open, and why.
+        lacks: what is done otherwise because there is no data of its inputs, in words.
     """
 
     format: str = "i2s"
@@ -54,6 +55,7 @@ class LayerSpec:
     float_type: str = ""
     exact: Exact | None = dataclasses.field(default=None, compare=False)
     detail: str = dataclasses.field(default="", compare=False)
+    lacks: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> LayerSpec:

@@ -23,11 +23,10 @@ def fuse_attention(model: ir.Model, shared: Shared) -> int:
         shared: the same object as for all replacements in the model.
     """
     facts = survey(model)
-    own = {function.graph for function in model.functions.values() if function.domain == DOMAIN}
     sites = [
         Site(node, str(node.name), "", root, facts)
-        for root in roots(model)
-        if root not in own and opset_version(root) in OPSETS and facts.opset in OPSETS
+        for root in roots(model, without=DOMAIN)
+        if opset_version(root) in OPSETS and facts.opset in OPSETS
         for node in root.all_nodes()
         if not node.domain and node.op_type == "Softmax"
     ]

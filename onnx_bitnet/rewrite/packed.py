@@ -123,6 +123,11 @@ class PackedNode:
                 raise ModelError(f"packed node {self.layer!r}: {error}; {_WAY_OUT}") from None
 
 
+def leave_float(node: ir.Node) -> None:
+    """Let a packed op leave its activations float, in place."""
+    node.attributes["activation_bits"] = ir.AttrInt64("activation_bits", 32)
+
+
 def packed_nodes(model: ir.Model) -> Iterator[PackedNode]:
     """Yield every packed op of the main graph, its subgraphs and the model's own functions.
 

@@ -14,12 +14,13 @@ from onnx_bitnet.graphs import roots
 from onnx_bitnet.quantization.floats import Floats
 from onnx_bitnet.quantization.rotation import Rotation
 from onnx_bitnet.rewrite.constants import Constant
-from onnx_bitnet.rewrite.functions import DOMAIN
+from onnx_bitnet.rewrite.functions import DOMAIN, HADAMARD
 from onnx_bitnet.rewrite.origins import opset_version
 from onnx_bitnet.rewrite.packed import PackedNode, packed_nodes
 from onnx_bitnet.rewrite.records import Linear, constant_operand, operand
 from onnx_bitnet.rewrite.replace import LAYER, Edit, Shared, declare
 
+BASIS = f"{DOMAIN}.basis"
 _AXES_INPUT_SINCE = 18  # opset
 _FLOAT8_SINCE = 9  # IR version
 
@@ -106,8 +107,11 @@ def replace_plain(
     weight = _dequantized(model, edit, plain) if isinstance(plain, Floats) else _stored(edit, plain, half)
     y = edit.main(ir.Node("", "MatMul", [x, weight]), dtype)
     y = y if step is None else edit.op("Mul", [y, step], dtype)
-    bias = None if linear.bias is None else edit.bias(dtype)
-    bias = bias if bias_shift is None else edit.shifted_bias(bias_shift)
+    bias: ir.Value | None = None
+    if bias_shift is not None:
+        bias = edit.shifted_bias(bias_shift)
+    elif linear.bias is not None:
+        bias = edit.bias(dtype)
     y = y if bias is None else edit.op("Add", [y, bias], dtype)
     edit.leave(y if half else edit.to_activations(y))
 
@@ -161,6 +165,25 @@ def _quantized(edit: Edit, x: ir.Value, bits: int, static: float) -> tuple[ir.Va
     return clamped(op("Mul", op("Div", constant(1.0), absmax), most)), op("Div", absmax, most)
 
 
+def leave_float(product: ir.Node) -> None:
+    """Take the steps of `_quantized` and the scaling away from around a MatMul, in place, if it has them."""
+    x = operand(product, 0)
+    for op_type in ("Max", "Min", "Round", "Mul"):
+        made_by = x.producer()
+        if made_by is None or made_by.op_type != op_type:
+            return
+        x = operand(made_by, 0)
+    y = product.outputs[0]
+    readers = [usage.node for usage in y.uses()]
+    if [reader.op_type for reader in readers] != ["Mul"]:
+        return
+    product.replace_input_with(0, x)
+    scaled = readers[0].outputs
+    kept = ir.Node("", "Identity", [y])
+    assert product.graph is not None
+    ir.convenience.replace_nodes_and_values(product.graph, readers[0], readers, [kept], scaled, kept.outputs)
+
+
 def restore(model: ir.Model, activation_bits: int | None) -> Iterator[tuple[PackedNode, Plain, int]]:
     """Replace every packed op by a MatMul with the weight that it stands for; yield what was and what is.
 
@@ -187,8 +210,15 @@ def restore(model: ir.Model, activation_bits: int | None) -> Iterator[tuple[Pack
 
 
 def spell_out(model: ir.Model) -> None:
-    """Spell the project's ops that are left in standard ops, and drop its functions and domain."""
+    """Spell the project's ops that are left in standard ops, and drop its functions and domain.
+
+    What brings x into another basis is marked with `BASIS`.
+    """
+    InlinePass(criteria=lambda function: function.domain == DOMAIN and function.name != HADAMARD)(model)
+    known = {node for root in roots(model) for node in root.all_nodes()}
     InlinePass(criteria=lambda function: function.domain == DOMAIN)(model)
+    for node in {node for root in roots(model) for node in root.all_nodes()} - known:
+        node.metadata_props[BASIS] = HADAMARD
     for op in [op for op in model.functions if op[0] == DOMAIN]:
         del model.functions[op]
     for root in roots(model):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,8 +49,11 @@ def replace_stock(
         edit.tensor(packed.format, packed.weight, packed),
         edit.tensor("scale", packed.scale, packed),
     ]
-    bias = None if linear.bias is None else edit.bias()
-    bias = bias if bias_shift is None else edit.shifted_bias(bias_shift)
+    bias: ir.Value | None = None
+    if bias_shift is not None:
+        bias = edit.shifted_bias(bias_shift)
+    elif linear.bias is not None:
+        bias = edit.bias()
     if isinstance(packed, NBits):
         attributes = {
             "K": packed.k,
@@ -88,6 +91,54 @@ class StockNode:
             return lambda rows: weight.T[rows] * by_row[rows]
         bits, k = (self.node.attributes[name].as_int() for name in ("bits", "K"))
         return lambda rows: reference.dequantize_nbits(weight[rows], scale[rows], bits, k)
+
+
+def leave_float(node: ir.Node) -> None:
+    """Let an op of onnxruntime leave its activations float, in place; its weight stays what it is.
+
+    Weights of 8 bits, for which onnxruntime before 1.23 has no float product, are decoded in standard ops.
+    Nodes with zero points, which no conversion writes, stay.
+    """
+    given = node.attributes
+    if given.get_int("accuracy_level", 0) == _FLOAT_ACTIVATIONS:
+        return
+    if given.get_int("bits", 8) < 8:
+        given["accuracy_level"] = ir.AttrInt64("accuracy_level", _FLOAT_ACTIVATIONS)
+    elif len(node.inputs) == 3 or node.inputs[3] is None:
+        _spell_out(node)
+
+
+def _spell_out(node: ir.Node) -> None:
+    """Put the product of x with the decoded weight in the place of an op with a weight of 8 bits."""
+    nodes: list[ir.Node] = []
+
+    def op(op_type: str, *inputs: ir.Value | None, **attributes: int | Sequence[int]) -> ir.Value:
+        return add(ir.Node("", op_type, inputs, ir.convenience.convert_attributes(attributes)))
+
+    def constant(array: np.ndarray) -> ir.Value:
+        return add(ir.Node("", "Constant", [], [ir.AttrTensor("value", ir.tensor(array))]))
+
+    def add(made: ir.Node) -> ir.Value:
+        made.outputs[0].name = f"{node.outputs[0].name}.{len(nodes)}"
+        nodes.append(made)
+        return made.outputs[0]
+
+    x, weight, scale = node.inputs[:3]
+    decoded = op("Cast", weight, to=int(ir.DataType.FLOAT))
+    if node.op_type == "MatMulNBits":
+        (n, blocks, _), k = constant_operand(node, 1).shape, node.attributes["K"].as_int()
+        decoded = op("Sub", decoded, constant(np.array(1 << 7, np.float32)))
+        decoded = op("Mul", decoded, op("Reshape", scale, constant(np.array([n, blocks, 1], np.int64))))
+        decoded = op("Reshape", decoded, constant(np.array([n, -1], np.int64)))
+        unpadded = op("Gather", decoded, constant(np.arange(k, dtype=np.int64)), axis=1)
+        decoded = op("Transpose", unpadded, perm=(1, 0))
+    else:
+        decoded = op("Mul", decoded, scale)
+    y = op("MatMul", x, decoded)
+    if len(node.inputs) > 3:
+        y = op("Add", y, node.inputs[-1])
+    assert node.graph is not None
+    ir.convenience.replace_nodes_and_values(node.graph, node, [node], nodes, node.outputs, [y])
 
 
 def stock_nodes(model: ir.Model) -> Iterator[StockNode]:

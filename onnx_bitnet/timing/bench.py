@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import tempfile
 import time
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from onnx_bitnet import files, runtime
+from onnx_bitnet.arguments import check_threads
 from onnx_bitnet.data.feeds import open_feeds
 from onnx_bitnet.data.inputs import Batch, check_batch, model_inputs
 from onnx_bitnet.errors import ModelError, RecipeError, RuntimeMissing
@@ -134,12 +136,11 @@ def bench(
         ModelError: a model cannot be read or run.
         DataError: the data cannot be read or does not fit a model.
         RuntimeMissing: onnxruntime or the custom-op library cannot be used.
-        RecipeError: seconds or threads make no sense.
+        RecipeError: seconds, threads or the seed make no sense.
     """
-    if not seconds > 0 or threads < 0:
-        raise RecipeError(
-            f"seconds = {seconds}, threads = {threads}: give a positive time, and 0 threads or more"
-        )
+    check_threads(threads)
+    if not 0 < seconds < math.inf:
+        raise RecipeError(f"seconds = {seconds}: give a positive time")
     ort = runtime.import_onnxruntime()
     opened = [files.read(path) for path in paths]
     feeds = open_feeds(opened[0].model, data, seed=seed, dims=dims)

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from onnx_bitnet.arguments import is_whole
 from onnx_bitnet.errors import DataError, RecipeError
+from onnx_bitnet.recipe_values import is_number
 from onnx_bitnet.torch.swap import set_progress
 
 
@@ -29,6 +31,9 @@ class Settings:
             `distill_onnx` on those of nodes and values.
         match_weight: weight of the mean of their losses; the model's own outputs have weight 1.
         bfloat16: run matrix products in bfloat16: 5 times as fast on CPUs with AVX512-BF16 or AMX.
+
+    Raises:
+        RecipeError: a number is out of range.
     """
 
     steps: int
@@ -38,6 +43,18 @@ class Settings:
     match: tuple[str, ...] = ()
     match_weight: float = 1.0
     bfloat16: bool = False
+
+    def __post_init__(self) -> None:
+        if not is_whole(self.steps, 1):
+            raise RecipeError(f"steps = {self.steps!r} is no whole number from 1 on")
+        for name in ("learning_rate", "match_weight"):
+            value = getattr(self, name)
+            if not (is_number(value) and value >= 0):
+                raise RecipeError(f"{name} = {value!r} is no finite number from 0 on")
+        if not (is_number(self.warm_up) and 0 <= self.warm_up < 1):
+            raise RecipeError(f"warm_up = {self.warm_up!r} is no share of the steps; use 0 to less than 1")
+        if not (is_number(self.harden) and 0 <= self.harden <= 1):
+            raise RecipeError(f"harden = {self.harden!r} is no share of the steps; use 0 to 1")
 
 
 @dataclass(frozen=True)

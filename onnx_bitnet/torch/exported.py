@@ -102,6 +102,8 @@ def distill_onnx(
     """
     output, file = Path(output), files.read(source)
     files.check_output(file, output, force=force)
+    for target in (output, files.data_path(output)):
+        files.check_inputs(target, others=(data,))
     prepare(file.model)
     chosen, left = _chosen(file.model, layers)
     options = {"granularity": granularity, "activation_bits": activation_bits, "scale": scale, "noise": noise}

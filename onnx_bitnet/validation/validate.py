@@ -17,8 +17,18 @@ from onnx_bitnet.errors import DataError, ModelError, one_line
 from onnx_bitnet.inspection import describe
 from onnx_bitnet.report import Progress
 from onnx_bitnet.rewrite.bfloat16 import widen
+from onnx_bitnet.rewrite.replaced import made_by_conversion
 from onnx_bitnet.runner import Runner, start
-from onnx_bitnet.taps import Tap, expose, expose_shapes, find_taps, layers_alone, output_name, shape_name
+from onnx_bitnet.taps import (
+    Tap,
+    expose,
+    expose_shapes,
+    find_taps,
+    layers_alone,
+    output_name,
+    separates,
+    shape_name,
+)
 from onnx_bitnet.validation.metrics import Accumulator
 from onnx_bitnet.validation.validation import (
     FloatLayer,
@@ -31,6 +41,10 @@ from onnx_bitnet.validation.validation import (
 
 # Bytes that the values of layers may take at a time, unless the caller says otherwise.
 MEMORY = 1 << 30
+
+_NOT_SEPARATED = (
+    "not separated: it rounds activations in nodes that no conversion writes; local has both errors"
+)
 
 Metric = Callable[[Sequence[Batch], Sequence[Batch]], float]
 
@@ -81,6 +95,7 @@ def validate(
     widened = [file.path for file in (left, right) if widen(file.model)]
     _check_same_ends(left, right)
     inspection = describe(right)
+    made = made_by_conversion(right.model)
     notes = tuple(f"{path} computes in bfloat16 and was run in float32" for path in widened)
     notes += tuple(
         f"output {value.name!r} is no tensor and was not compared"
@@ -116,7 +131,9 @@ def validate(
         got_bytes=right.nbytes,
         packed=inspection.packed,
         floats=tuple(
-            FloatLayer(*layer, inspection.kept.get(layer[0], "")) for layer in inspection.float_layers
+            FloatLayer(*layer, inspection.kept.get(layer[0], ""))
+            for layer in inspection.float_layers
+            if layer[0] not in made
         ),
         task=None if metric is None else _task(metric, kept),
     )
@@ -268,13 +285,15 @@ class _Comparison:
         reference = _run(self._reference, [*group.inputs, *group.ys], batch, label)
         got = _run(self._got, group.ys, batch, label)
         packed, float_x = group.run({name: reference[name] for name in group.inputs}, label)
-        for index, tap in group.taps:
+        for (index, tap), separated in zip(group.taps, group.separated, strict=True):
             sums, y, alone = self._sums[index], reference[tap.y], output_name(index, tap.y)
             self._update(sums.accumulated, y, got[tap.y], there, f"layer {tap.layer!r} on {label}")
             where = f"layer {tap.layer!r} alone on {label}"
+            sums.separated = separated
             self._update(sums.local, y, packed[alone], there, where)
-            self._update(sums.weight, y, float_x[alone], there, where)
-            self._update(sums.activations, float_x[alone], packed[alone], there, where)
+            if separated:
+                self._update(sums.weight, y, float_x[alone], there, where)
+                self._update(sums.activations, float_x[alone], packed[alone], there, where)
 
     def _update(
         self,
@@ -326,7 +345,8 @@ class _Group:
         self.taps = taps
         self.inputs = [name for _, tap in taps for name in tap.inputs]
         self.ys = [tap.y for _, tap in taps]
-        models = (layers_alone(got.model, taps, types, float_x=float_x) for float_x in (False, True))
+        models = [layers_alone(got.model, taps, types, float_x=float_x) for float_x in (False, True)]
+        self.separated = separates(models[1])
         self._sessions = [start(model, got.path, threads) for model in models]
 
     def run(self, fed: Batch, label: str) -> list[Batch]:
@@ -341,13 +361,15 @@ class _LayerSums:
     def __init__(self) -> None:
         sums = (Accumulator(scores=False) for _ in range(4))
         self.local, self.weight, self.activations, self.accumulated = sums
+        self.separated = True
 
     def result(self, name: str, index: int) -> LayerMetrics:
         return LayerMetrics(
             name,
             self.local.result(),
-            self.weight.result(),
-            self.activations.result(),
+            self.weight.result() if self.separated else None,
+            self.activations.result() if self.separated else None,
             self.accumulated.result(),
+            note="" if self.separated else _NOT_SEPARATED,
             index=index,
         )

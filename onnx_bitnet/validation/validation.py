@@ -39,12 +39,13 @@ class LayerMetrics:
 
     Args:
         name: name of the layer.
-        local: the packed layer's result on the reference's own inputs: what this layer alone costs.
-        weight: the same with float activations: what rounding the weights costs.
-        activations: the packed layer as it is against itself with float activations: what rounding the
-            activations costs; identical if they are not rounded.
+        local: the converted layer's result on the reference's own inputs: what this layer alone costs.
+        weight: the same with float activations: what rounding the weights costs; None if `note` says that it
+            cannot be told apart.
+        activations: the converted layer as it is against itself with float activations: what rounding the
+            activations costs; identical if they are not rounded, None like `weight`.
         accumulated: its result inside the converted model: what all layers so far cost.
-        note: why there are no numbers; empty if there are.
+        note: why there are no numbers, or not all; empty if there are.
         index: position among the packed layers in graph order.
         blame: share of this layer in the sum of the local noise-to-signal ratios of all layers, 0 to 1.
     """
@@ -72,7 +73,7 @@ class LayerMetrics:
 
 @dataclass(frozen=True)
 class FloatLayer:
-    """A linear layer of the converted model that is not packed.
+    """A linear layer of the converted model that was not converted.
 
     Args:
         name: name of the layer.
@@ -125,7 +126,7 @@ class Validation:
         reference_bytes: size of the reference and its external data.
         got_bytes: the same of the converted model.
         packed: how each converted layer is packed, in graph order.
-        floats: the linear layers that are still float, in graph order.
+        floats: the linear layers that were left as they were, in graph order.
         task: the user's own metric, if one was given.
     """
 

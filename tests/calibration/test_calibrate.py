@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 import onnx_bitnet as bn
 from onnx_bitnet.calibration.activations import HISTOGRAM_BINS, Collector
 from onnx_bitnet.calibration.ranges import METHODS, activation_step
-from onnx_bitnet.errors import DataError, ModelError, RecipeError
+from onnx_bitnet.errors import DataError, ModelError, OutputError, RecipeError
 from onnx_bitnet.quantization.rotation import rotation
 from onnx_bitnet.rewrite.packed import packed_nodes
 
@@ -193,8 +196,25 @@ def test_later_batches_that_are_larger_are_fetched_in_parts(model):
 def test_max_samples_ends_after_the_batch_that_reaches_it(model):
     assert bn.calibrate(model, batches(), max_samples=6).layers["layer.a"].rows == 11
     assert bn.calibrate(model, batches(), max_samples=5).samples == 5
-    with pytest.raises(DataError, match="max_samples is 0"):
-        bn.calibrate(model, batches(), max_samples=0)
+    for wrong in (0, -1, "3", 1.5):
+        with pytest.raises(DataError, match=rf"max_samples is {wrong!r}; give at least 1, or leave it out"):
+            bn.calibrate(model, batches(), max_samples=wrong)
+
+
+@pytest.mark.parametrize(
+    ("argument", "wrong", "message"),
+    [
+        ("max_memory", 0, "max_memory = 0: give a whole number from 1 on"),
+        ("max_memory", "3", "max_memory = '3': give a whole number from 1 on"),
+        ("seed", -1, "seed = -1: give a whole number from 0 on"),
+        ("seed", 0.5, "seed = 0.5: give a whole number from 0 on"),
+        ("threads", -1, "threads = -1: give a whole number from 0 to 4096"),
+        ("threads", True, "threads = True: give a whole number from 0 to 4096"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(model, argument, wrong, message):
+    with pytest.raises(RecipeError, match=message):
+        bn.calibrate(model, **{argument: wrong})
 
 
 def test_every_batch_is_checked_before_the_first_is_run(model):
@@ -205,19 +225,65 @@ def test_every_batch_is_checked_before_the_first_is_run(model):
     assert not calls
 
 
-def test_nonfinite_activations_are_an_error_that_names_the_layer(model):
-    data = batches()
-    data[1]["x"][2, 3] = np.inf
-    with pytest.raises(
-        ModelError, match=r"layer 'layer.a' on batch 1 .*: its input 'x' holds NaN or infinity"
-    ):
+NOT_FINITE = r"input 'x' holds NaN or infinity, with which layer 'layer.a' cannot be measured; leave .* out"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("recipe", [{"mode": "ternary"}, {"min_cosine": 0.9}, {"activation_scale": "mse"}])
+def test_data_that_are_not_finite_are_named(tmp_path, recipe, value):
+    model = chain(tmp_path / "in.onnx", {"a": ordinary(16), "b": ordinary(8, 16)})
+    data = batches(9)
+    data[6]["x"][2, 3] = value
+    with pytest.raises(DataError, match=f"^data, batch 6: {NOT_FINITE}"):
         bn.calibrate(model, data)
+    with pytest.raises(DataError, match=f"^data, batch 6: {NOT_FINITE}"):
+        bn.plan(model, recipe, data=data)
+    with pytest.raises(DataError, match=f"^data, batch 6: {NOT_FINITE}"):
+        bn.plan(model, recipe, data=iter(data))
+    (tmp_path / "feeds").mkdir()
+    for index, batch in enumerate(data):
+        np.savez(tmp_path / "feeds" / f"{index}.npz", **batch)
+    with pytest.raises(DataError, match=f"^{tmp_path}/feeds/6.npz: {NOT_FINITE}"):
+        bn.plan(model, recipe, data=tmp_path / "feeds")
+
+
+def test_samples_held_apart_are_named(tmp_path):
+    model = chain(tmp_path / "in.onnx", {"a": ordinary(16), "b": ordinary(8, 16)})
+    x = np.ones((64, K), np.float32)
+    x[2, 3] = np.nan
+    np.savez(tmp_path / "feeds.npz", x=x)
+    where = f"^{tmp_path}/feeds.npz, every fourth sample from 2 on: "
+    with pytest.raises(DataError, match=where + NOT_FINITE):
+        bn.plan(model, {"min_cosine": 0.9}, data=tmp_path / "feeds.npz")
+
+
+def test_models_that_are_not_finite_are_named(tmp_path):
+    """The data are, and what the layer reads is not; infinity in a mask is nothing unusual."""
+    model = chain(tmp_path / "in.onnx", {"a": ordinary(16), "b": ordinary(8, 16)})
+    proto = onnx.load(model)
+    proto.graph.node.insert(1, helper.make_node("Log", ["a.y"], ["log"]))
+    proto.graph.node[2].input[0] = "log"
+    onnx.save(proto, model)
+    where = "layer 'layer.b' on data, batch 0: its input 'log' holds NaN or infinity; check model and data"
+    for verb in (bn.calibrate, lambda model, data: bn.plan(model, {"mode": "ternary"}, data=data)):
+        with pytest.raises(ModelError, match=where):
+            verb(model, batches())
 
 
 def test_without_data_feeds_are_random_and_said_to_be(model):
     calibration = bn.calibrate(model)
     assert calibration.random_data
     same(calibration, bn.calibrate(model))
+
+
+@pytest.mark.parametrize("recipe", [{"activation_scale": "mse"}, {"rounding": "gptq"}, {}])
+def test_conversions_by_random_feeds_say_so(model, tmp_path, recipe):
+    bn.calibrate(model).save(tmp_path / "random.npz")
+    plan = bn.plan(model, {"mode": "ternary"} | recipe, data=bn.Calibration.load(tmp_path / "random.npz"))
+    assert plan.notes == (
+        "the calibration is one of random feeds: these statistics say nothing about real activations; "
+        "calibrate on data",
+    )
 
 
 # Files
@@ -238,6 +304,22 @@ def test_many_may_save_to_one_file(model, tmp_path):
         list(pool.map(lambda _: calibration.save(tmp_path / "c.npz"), range(32)))
     same(calibration, bn.Calibration.load(tmp_path / "c.npz"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.npz", "in.onnx"]
+
+
+def test_saving_replaces_calibrations_only(model, tmp_path):
+    calibration = bn.calibrate(model, batches())
+    before = model.read_bytes()
+    for force in (False, True):
+        with pytest.raises(OutputError, match=r"in.onnx: is part of the input model; choose another"):
+            calibration.save(model, force=force)
+    assert model.read_bytes() == before
+    np.savez(tmp_path / "feeds.npz", x=np.ones(3))
+    with pytest.raises(OutputError, match=r"feeds.npz: exists already"):
+        calibration.save(tmp_path / "feeds.npz")
+    for _ in range(2):
+        calibration.save(tmp_path / "feeds.npz", force=True)
+    calibration.save(tmp_path / "feeds.npz")
+    same(calibration, bn.Calibration.load(tmp_path / "feeds.npz"))
 
 
 @pytest.mark.parametrize("content", ["missing", "text", "npz", "damaged", "schema"])
@@ -283,6 +365,22 @@ def test_ranges():
     assert activation_step(statistics, 16, "mse") * 32767 > 50
 
 
+def test_one_session_at_a_time(model, monkeypatch):
+    """Each holds the weights; with little memory there are as many as there are layers."""
+    module = sys.modules["onnx_bitnet.calibration.calibrate"]
+    start_part, started = module.start_part, []
+
+    def counted(*arguments):
+        assert all(runner() is None for runner in started)
+        runner = start_part(*arguments)
+        started.append(weakref.ref(runner))
+        return runner
+
+    monkeypatch.setattr(module, "start_part", counted)
+    bn.calibrate(model, batches(), max_memory=1)
+    assert len(started) > 1
+
+
 def test_zeros_say_nothing_about_a_range():
     """What Relu leaves is half zeros, which are exact with any step."""
     x = np.random.default_rng(0).standard_normal((8000, K)).astype(np.float32)
@@ -323,6 +421,83 @@ def test_static_scales_need_data_of_this_model(model, tmp_path):
     data = {"x": np.ones((2, 32), np.float32)}
     with pytest.raises(DataError, match=r"layer 'layer.a' has 64 inputs, 32 in the calibration of"):
         bn.plan(model, {"activation_scale": "mse"}, data=bn.calibrate(other, data))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "layer"),
+    [({"activation_scale": "mse"}, "layer.a"), ({"rounding": "gptq"}, "layer.b"), ({}, "layer.b")],
+)
+def test_a_calibration_of_other_layers_is_refused(model, tmp_path, recipe, layer):
+    """The first layer is exactly ternary: it needs no rounding."""
+    other = chain(tmp_path / "other.onnx", {"z": ternary(8)})
+    calibration = bn.calibrate(other, batches())
+    with pytest.raises(DataError, match=rf"other.onnx has no statistics of layer '{layer}'; calibrate this"):
+        bn.convert(model, tmp_path / "out.onnx", {"mode": "ternary"} | recipe, data=calibration)
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_a_calibration_without_the_layers_that_need_one_is_refused(model):
+    known = bn.calibrate(model, batches())
+    layers = {name: item for name, item in known.layers.items() if name != "layer.b"}
+    known = dataclasses.replace(known, layers=layers)
+    with pytest.raises(DataError, match=r"has no statistics of layer 'layer.b'; calibrate this model"):
+        bn.plan(model, {"rules": [("*.b", {"mode": "ternary"})]}, data=known)
+    plan = bn.plan(model, {"mode": "ternary", "activation_scale": "mse"}, data=known)
+    (note,) = (note for note in plan.notes if "no data" in note)
+    assert note == (
+        f"no data for layer 'layer.b', not in the calibration of {model}: weights rounded as without any, "
+        "activations by each row's peak"
+    )
+    assert [bool(layer.activation_scale) for layer in plan.layers] == [True, False, True]
+
+
+def branches(path, second: np.ndarray):
+    """Save a model whose second layer is in both branches of an If."""
+    graphs = [
+        helper.make_graph(
+            [helper.make_node("MatMul", ["h", "w"], [f"{name}.y"], name=name)],
+            name,
+            [],
+            [helper.make_tensor_value_info(f"{name}.y", TensorProto.FLOAT, None)],
+        )
+        for name in ("then", "else")
+    ]
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "v"], ["h"], name="first"),
+            helper.make_node("If", ["yes"], ["y"], then_branch=graphs[0], else_branch=graphs[1]),
+        ],
+        "g",
+        [
+            helper.make_tensor_value_info("yes", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", K]),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(ordinary(K), "v"), numpy_helper.from_array(second, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize("rounding", ["auto", "gptq"])
+@pytest.mark.parametrize("as_feeds", [True, False])
+def test_layers_out_of_reach_are_converted_without_data_and_named(tmp_path, as_feeds, rounding):
+    model = branches(tmp_path / "in.onnx", ordinary(8))
+    feeds = [{"yes": np.array(True), **batch} for batch in batches()]
+    data = feeds if as_feeds else bn.calibrate(model, feeds)
+    recipe = {"mode": "ternary", "rounding": rounding}
+    inside = "no data for layers 'else', 'then', inside a subgraph or function, whose values are out of reach"
+    plan = bn.plan(model, recipe | {"activation_scale": "mse"}, data=data)
+    assert plan.notes == (f"{inside}: weights rounded as without any, activations by each row's peak",)
+    plan = bn.plan(model, recipe, data=data)
+    assert plan.notes == (f"{inside}: weights rounded as without any",)
+    assert [layer.detail.count("rounding mse") for layer in plan.layers] == [0, 1, 1]
+    assert bn.plan(model, {"mode": "ternary"}).notes == ()
+    with pytest.raises(RecipeError, match=r"layer 'else': .*levels = 9 need data of its inputs, and it is"):
+        bn.plan(model, recipe | {"levels": 9}, data=data)
+    ternary_inside = branches(tmp_path / "ternary.onnx", ternary(8))
+    assert bn.plan(ternary_inside, recipe, data=feeds).notes == ()
 
 
 # The command

@@ -303,6 +303,7 @@ def test_dims_override_symbols():
     assert next(iter(feeds))["x"].shape == (5, 7, 16)
     assert message(None, TWO, dims={"m": 5}) == "dims: the model has no symbolic dimension 'm'; it has n"
     assert message(None, TWO, dims={"n": 0}) == "dims: n = 0 leaves nothing to feed; give at least 1"
+    assert message(None, TWO, dims={"n": "3"}) == "dims: n = '3' leaves nothing to feed; give at least 1"
 
 
 def test_random_indices_are_legal_in_every_table_they_look_up():

@@ -36,3 +36,6 @@ def test_batches_are_the_same_each_time(monkeypatch, data, room):
         assert len(feeds.held) == min(room // 32, 4)
         for _ in range(2):
             assert [batch["x"].tolist() for batch in feeds] == [[[value] * 4] * 2 for value in range(4)]
+        again = open_feeds(model, feeds.as_feeds())
+        assert [label for label, _ in again.labelled()] == [f"data, batch {index}" for index in range(4)]
+        assert (again.count, again.description) == (4, feeds.description)

@@ -199,9 +199,15 @@ def test_errors_of_a_folder(tmp_path):
         RecipeError, match="head 'int2' does not exist; use float, int8, int4, packed8, packed4"
     ):
         build(GEOMETRIES["tiny"], tmp_path / "new", Options(head="int2"))
+    with pytest.raises(RecipeError, match="seed = -1: give a whole number from 0 on"):
+        build(GEOMETRIES["tiny"], tmp_path / "new", seed=-1)
     with pytest.raises(ModelError, match="no multiple of 32"):
         build(GEOMETRIES["tiny"].replace(hidden=48), tmp_path / "new", Options("int8"))
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    for checkpoint in ("there", "there/inner"):
+        (tmp_path / checkpoint).mkdir(exist_ok=True)
+        with pytest.raises(OutputError, match=f"there: holds the input '.*{checkpoint}'; choose another"):
+            build(tmp_path / checkpoint, tmp_path / "there", force=True)
     build(GEOMETRIES["tiny"], tmp_path / "there", force=True)
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import decoders
 import numpy as np
@@ -84,9 +85,19 @@ def test_sampling_follows_the_probabilities():
         np.testing.assert_allclose(drawn, expected, atol=0.03)
 
 
-@pytest.mark.parametrize("values", [{"temperature": -1}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.1}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"temperature": -1},
+        {"temperature": math.nan},
+        {"top_k": -1},
+        {"top_p": 0},
+        {"top_p": 1.1},
+        {"seed": -1},
+    ],
+)
 def test_sampling_out_of_range(values):
-    with pytest.raises(RecipeError, match="temperature and top_k"):
+    with pytest.raises(RecipeError, match="temperature, top_k and seed"):
         Sampling(**values)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import pytest
 from chains import K, chain, ordinary, ternary
 
 import onnx_bitnet as bn
-from onnx_bitnet.errors import NotFinite, OutputError, RecipeError
+from onnx_bitnet.errors import DataError, NotFinite, OutputError, RecipeError
 from onnx_bitnet.planning import conversions
 from onnx_bitnet.planning.candidates import KEEP, Candidate
 from onnx_bitnet.planning.frontier import hull
@@ -201,10 +202,45 @@ def test_a_calibration_is_used_in_place_of_feeds(model, data):
     assert "weighted by the data's statistics" in plan.notes[0]
 
 
+@pytest.mark.parametrize("verb", [bn.plan, sensitivity])
+def test_a_calibration_of_another_model_is_refused(model, data, tmp_path, verb):
+    def call(calibration):
+        goal = {"min_cosine": 0.9}
+        return verb(model, goal, data=calibration) if verb is bn.plan else verb(model, calibration, goal)
+
+    other = chain(tmp_path / "other.onnx", {"z": ordinary(8)})
+    with pytest.raises(DataError, match=r"other.onnx has no statistics of layers 'layer.a', .*; calibrate"):
+        call(bn.calibrate(other, data))
+    narrow = chain(tmp_path / "narrow.onnx", {"a": ordinary(8, 32)})
+    with pytest.raises(DataError, match=r"layer 'layer.a' has 64 inputs, 32 in the calibration of .*narrow"):
+        call(bn.calibrate(narrow))
+    known = bn.calibrate(model, data)
+    layers = {name: item for name, item in known.layers.items() if name != "layer.b"}
+    notes = call(dataclasses.replace(known, layers=layers)).notes
+    assert any(f"no data for layer 'layer.b', not in the calibration of {model}: " in note for note in notes)
+
+
 def test_data_that_can_be_read_once_is_enough(model, data):
     assert bn.plan(model, {"min_cosine": 0.9}, data=iter(data)) == bn.plan(
         model, {"min_cosine": 0.9}, data=data
     )
+
+
+def test_what_the_search_keeps_is_not_called_the_user_s_will(model, data, tmp_path):
+    goals = {"min_cosine": 1.0, "rules": [("layer.[at]", "keep")]}
+    for report in (
+        bn.convert(model, tmp_path / "out.onnx", goals, data=data),
+        bn.plan(model, goals, data=data),
+        bn.plan(model, goals),
+    ):
+        kept = {layer.name: layer.reason for layer in report.kept}
+        assert kept["layer.a"] is kept["layer.t"] is Reason.KEPT_BY_RULE
+        assert kept["layer.c"] is Reason.KEPT_BY_SEARCH
+        assert report.layers[3].detail == ""
+        (note,) = (note for note in report.notes if note.startswith("nothing was converted"))
+        assert note == "nothing was converted; for 3 of 5 layers: the search for the goals keeps it"
+    again = bn.plan(model, report.recipe, data=data)
+    assert again.layers[3].reason is Reason.KEPT_BY_RULE
 
 
 def test_rules_and_kept_layers_are_not_the_planner_s(model, data):
@@ -309,6 +345,28 @@ def test_stock_ops_can_be_planned_too(model, data, tmp_path):
     assert {layer.format for layer in report.converted} <= {"nbits2", "nbits4", "nbits8"}
 
 
+def test_a_weight_that_is_in_a_branch_too_is_rounded_without_data(model, tmp_path, data):
+    """What is fitted to data cannot be had there."""
+    graph = onnx.load(model).graph
+    inside = onnx.helper.make_node("MatMul", ["a.y", "b"], ["inside.y"], name="inside")
+    made = onnx.helper.make_tensor_value_info("inside.y", onnx.TensorProto.FLOAT, None)
+    body = onnx.helper.make_graph([inside], "body", [], [made])
+    graph.node.append(onnx.helper.make_node("If", ["yes"], ["z"], then_branch=body, else_branch=body))
+    graph.input.append(onnx.helper.make_tensor_value_info("yes", onnx.TensorProto.BOOL, []))
+    graph.output.append(onnx.helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, ["M", K]))
+    path = tmp_path / "in.onnx"
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8), path
+    )
+    calibration = bn.calibrate(path, [{"yes": np.array(True), **batch} for batch in data])
+    found = sensitivity(path, calibration, {"min_cosine": 0.9})
+    nine = {layer.names[0]: any("nine" in option.name for option in layer.options) for layer in found.layers}
+    assert nine == {"layer.a": True, "layer.b": False, "layer.c": True, "layer.d": True}
+    assert found.notes[-1] == (
+        f"no data for layers 'inside', 'inside_2', not in the calibration of {path}: ranked by weights alone"
+    )
+
+
 def test_tied_layers_are_decided_together(tmp_path, data):
     proto = onnx.load(chain(tmp_path / "in.onnx", {"a": ordinary(K), "b": ordinary(K)}))
     proto.graph.node[1].input[1] = "a"
@@ -335,6 +393,14 @@ def test_tied_layers_are_decided_together(tmp_path, data):
 def test_what_cannot_be_is_said(model, data, recipe, message):
     with pytest.raises(RecipeError, match=message):
         bn.plan(model, recipe, data=data)
+
+
+def test_an_unknown_method_is_refused(model):
+    with pytest.raises(
+        RecipeError,
+        match=r"method = 'wieghts' .* \(did you mean 'weights'\?\); use one of auto, weights, outp",
+    ):
+        sensitivity(model, method="wieghts")
 
 
 def test_sizes_are_read_as_people_write_them():
@@ -370,6 +436,22 @@ def test_weighing_needs_data(model):
     for method in ("outputs", "model"):
         with pytest.raises(RecipeError, match=f"method '{method}' needs data"):
             sensitivity(model, method=method)
+
+
+@pytest.mark.parametrize("goals", [{}, {"max_size": 60000}])
+def test_what_convert_reads_is_not_overwritten(model, tmp_path, goals):
+    np.savez(tmp_path / "feeds.npz", x=np.ones((2, K), np.float32))
+    (tmp_path / "recipe.json").write_text(json.dumps(goals))
+    for name, recipe, data in (
+        ("feeds.npz", goals, "feeds.npz"),
+        ("feeds.npz", goals, "."),
+        ("recipe.json", "recipe.json", None),
+    ):
+        before = (tmp_path / name).read_bytes()
+        told = tmp_path / recipe if isinstance(recipe, str) else recipe
+        with pytest.raises(OutputError, match=rf"{name}: is part of the input '.*'; choose another"):
+            bn.convert(model, tmp_path / name, told, data=data and tmp_path / data, force=True)
+        assert (tmp_path / name).read_bytes() == before
 
 
 def test_the_frontier_is_drawn(model, tmp_path):

@@ -13,7 +13,7 @@ from chains import K, chain, ordinary, ternary
 
 import onnx_bitnet as bn
 from onnx_bitnet import _native, reference
-from onnx_bitnet.errors import DataError, ModelError, RecipeError
+from onnx_bitnet.errors import DataError, RecipeError
 from onnx_bitnet.quantization.compensate import Moments, Problem, fit
 from onnx_bitnet.quantization.grids import Grid, affine, free_planes, integers, nine
 from onnx_bitnet.quantization.quantize import quantize_layer
@@ -359,10 +359,16 @@ def test_what_cannot_be_is_an_error(model, recipe, message):
         bn.plan(model, {"mode": "ternary"} | recipe)
 
 
-def test_outputs_that_share_scales_are_rounded_without_data(model):
-    recipe = {"mode": "ternary", "granularity": "block:2x16"}
+@pytest.mark.parametrize("granularity", ["block:2x16", "tensor"])
+def test_outputs_that_share_scales_are_rounded_without_data(model, granularity):
+    recipe = {"mode": "ternary", "granularity": granularity}
     with_data, without = (bn.plan(model, recipe, data=data) for data in (batches(1), None))
     assert [layer.sqnr_db for layer in with_data.layers] == [layer.sqnr_db for layer in without.layers]
+    assert with_data.layers[0].detail.endswith(
+        "; rounding mse: gptq fits each output, and here some share scales"
+    )
+    with pytest.raises(RecipeError, match="levels = 9 fit each output; use granularity channel"):
+        bn.plan(model, recipe | {"levels": 9}, data=batches(1))
     with pytest.raises(RecipeError, match="fits each output; use granularity channel"):
         bn.plan(model, recipe | {"rounding": "gptq"}, data=batches(1))
 
@@ -373,5 +379,5 @@ def test_data_must_suit_the_rounding(model):
         bn.plan(model, recipe | {"granularity": "tensor"}, data=batches(1))
     with pytest.raises(DataError, match="the calibration lacks second moments"):
         bn.plan(model, recipe, data=bn.calibrate(model, batches(1), second_moments=False))
-    with pytest.raises(ModelError, match="holds NaN or infinity"):
+    with pytest.raises(DataError, match="data: input 'x' holds NaN or infinity"):
         bn.plan(model, recipe, data={"x": np.full((2, K), np.inf, np.float32)})
