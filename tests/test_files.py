@@ -1,4 +1,4 @@
-"""Model files: what is checked on the way in, and that the way out is all or nothing."""
+"""Model files and outputs: what is checked on the way in, and that the way out is all or nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import onnx_ir as ir
 import pytest
 
 import onnx_bitnet as bn
-from onnx_bitnet import files
+from onnx_bitnet import files, outputs
 from onnx_bitnet.errors import ModelError, OutputError
 from onnx_bitnet.runner import start
 
@@ -219,7 +219,7 @@ def test_tensors_in_attributes_and_functions_come_with_the_model(scattered):
 def test_data_of_attributes_and_functions_is_checked_and_kept(scattered, name):
     data = scattered.with_name(f"{name}.data")
     with pytest.raises(OutputError, match="is part of the input model"):
-        files.check_output(files.read(scattered), scattered.with_name(name), force=True)
+        outputs.check_output(files.read(scattered), scattered.with_name(name), force=True)
     data.unlink()
     with pytest.raises(ModelError, match=rf"{name}.data' is missing"):
         files.read(scattered)
@@ -256,7 +256,7 @@ def test_a_model_of_links_into_a_store_is_read(external):
     x = np.ones((1, 64), np.float32)
     assert start(file.model, file.path).run(["y"], {"x": x}, "ones")["y"][0, 0] == 64 * 63 * 32
     with pytest.raises(OutputError, match="is part of the input model"):
-        files.check_output(file, store / "hash of in.data", force=True)
+        outputs.check_output(file, store / "hash of in.data", force=True)
 
 
 def test_links_to_elsewhere_are_refused(external):
@@ -303,13 +303,13 @@ def test_outputs_that_would_overwrite_or_cannot_be(external, name, force, messag
     (folder / "stale.onnx.data").write_bytes(b"x")
     (folder / "folder").mkdir()
     with pytest.raises(OutputError, match=message):
-        files.check_output(files.read(external), folder / name, force=force)
+        outputs.check_output(files.read(external), folder / name, force=force)
 
 
 def test_data_beside_the_output_must_not_be_the_inputs(tmp_path):
     ir.save(linear_model(), tmp_path / "in.onnx", external_data="out.onnx.data", size_threshold_bytes=0)
     with pytest.raises(OutputError, match=r"out.onnx.data: is part of the input model"):
-        files.check_output(files.read(tmp_path / "in.onnx"), tmp_path / "out.onnx", force=True)
+        outputs.check_output(files.read(tmp_path / "in.onnx"), tmp_path / "out.onnx", force=True)
 
 
 def test_outputs_must_not_be_what_is_read(external):
@@ -322,9 +322,11 @@ def test_outputs_must_not_be_what_is_read(external):
     others = (folder / "recipe.toml", str(folder / "set"), None, {"x": 1}, folder / "missing")
     for name in (*read, "link.npz"):
         with pytest.raises(OutputError, match=rf"{name}: is part of the input .*; choose another"):
-            files.check_free(folder / name, force=True, models=[external], others=others)
+            outputs.check_free(folder / name, force=True, models=[external], others=others)
     for name in ("set/a.onnx", "other.npz", "new.npz", "set/new.npz"):
-        files.check_free(folder / name, force=True, models=[external, folder / "damaged.onnx"], others=others)
+        outputs.check_free(
+            folder / name, force=True, models=[external, folder / "damaged.onnx"], others=others
+        )
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
@@ -332,11 +334,11 @@ def test_what_is_no_regular_file_stays(external):
     pipe = external.with_name("pipe")
     os.mkfifo(pipe)
     with pytest.raises(OutputError, match=r"pipe: is no regular file; choose another output name"):
-        files.check_free(pipe, force=True)
+        outputs.check_free(pipe, force=True)
     with pytest.raises(OutputError, match=r"pipe: is no regular file"):
-        files.check_output(files.read(external), pipe, force=True)
+        outputs.check_output(files.read(external), pipe, force=True)
     with pytest.raises(OutputError, match=r"pipe: is no regular file"):
-        files.write_text(pipe, "text")
+        outputs.write_text(pipe, "text")
     assert pipe.is_fifo()
 
 
@@ -423,4 +425,4 @@ def test_a_folder_that_takes_no_files_is_refused(external):
     with pytest.raises(
         OutputError, match=r"^/proc/x.onnx: cannot write into its folder: .*; choose another$"
     ):
-        files.check_output(files.read(external), Path("/proc/x.onnx"), force=False)  # not even root can
+        outputs.check_output(files.read(external), Path("/proc/x.onnx"), force=False)  # not even root can

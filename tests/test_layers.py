@@ -14,6 +14,7 @@ STACK = [
     ["cache", "report", "granularity", "formats", "graphs", "kernels", "machine", "spill", "data"],
     ["recipe_file", "recipe_values"],
     ["recipe", "files"],
+    ["outputs"],
     ["quantization"],
     ["rewrite", "runtime", "weights"],
     ["inspection", "runner", "taps"],

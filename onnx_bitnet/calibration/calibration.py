@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from onnx_bitnet import files
+from onnx_bitnet import outputs
 from onnx_bitnet.calibration.activations import LayerStatistics
 from onnx_bitnet.errors import DataError, OutputError, one_line
 from onnx_bitnet.report import named
@@ -96,7 +96,7 @@ class Calibration:
         """
         path = Path(path)
         replaceable = force or not path.exists() or is_calibration(path)
-        files.check_free(path, force=replaceable, models=(self.source,))
+        outputs.check_free(path, force=replaceable, models=(self.source,))
         unique = list({id(item): item for item in self.layers.values()}.values())
         index = {id(item): number for number, item in enumerate(unique)}
         header = {

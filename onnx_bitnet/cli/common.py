@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from onnx_bitnet import files, tables
+from onnx_bitnet import outputs, tables
 from onnx_bitnet.calibration.calibration import Calibration, is_calibration
 from onnx_bitnet.errors import BitNetError, DataError, OutputError, RecipeError
 from onnx_bitnet.validation.validate import Metric, load_metric
@@ -101,7 +101,7 @@ def shown_progress(verb: str) -> Iterator[Callable[[int, int, str], None]]:
 
 
 def check_outputs(
-    *outputs: Path | None,
+    *targets: Path | None,
     force: bool,
     models: Sequence[Path],
     others: Sequence[Path | None],
@@ -110,15 +110,15 @@ def check_outputs(
     """Raise OutputError if a command would overwrite what it reads, or without --force what is there.
 
     Args:
-        outputs: all that it writes; None is skipped.
+        targets: all that it writes; None is skipped.
         force: see Force.
         models: the models it reads.
         others: the other files and folders it reads.
         metric: the option, whose script it reads.
     """
     script = (metric or "").rpartition(":")[0] or None
-    for output in filter(None, outputs):
-        files.check_free(output, force=force, models=models, others=(*others, script))
+    for target in filter(None, targets):
+        outputs.check_free(target, force=force, models=models, others=(*others, script))
 
 
 def to_metric(where: str | None) -> Metric | None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from onnx_bitnet import files, interrupts, tables
+from onnx_bitnet import interrupts, outputs, tables
 from onnx_bitnet.cli.common import (
     AsJson,
     Threads,
@@ -53,7 +53,7 @@ def build(
 ) -> None:
     """Write a ternary language model, ready to generate text, from a Hugging Face checkpoint."""
     with errors(), shown_progress("building") as progress:
-        files.check_folder(folder, Path(source))
+        outputs.check_folder(folder, Path(source))
         built = build_decoder(
             named_architecture(source) if random else source,
             folder,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import onnx_bitnet as bn
-from onnx_bitnet import files, recipe_file, tables
+from onnx_bitnet import files, outputs, recipe_file, tables
 from onnx_bitnet.arguments import check_whole
 from onnx_bitnet.cli.common import (
     GATE_FAILED,
@@ -136,7 +136,7 @@ def sensitivity(
             progress=progress,
         )
         if output is not None:
-            files.write_text(output, recipe_file.text(result.recipe.to_dict(), output))
+            outputs.write_text(output, recipe_file.text(result.recipe.to_dict(), output))
     show(result.to_dict() if as_json else tables.sensitivity(result))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from onnx_bitnet import files
+from onnx_bitnet import files, outputs
 from onnx_bitnet.calibration.calibration import Calibration
 from onnx_bitnet.conversion.moments import measuring
 from onnx_bitnet.conversion.steps import walk
@@ -57,7 +57,7 @@ def convert_as_told(
     """
     output = Path(output)
     file = files.read(source)
-    files.check_output(file, output, force=force)
+    outputs.check_output(file, output, force=force)
     widened = prepare(file.model)
     with Spill(output.parent) as spill:
         found = _transform(file, recipe, data, progress, spill, widened=widened)

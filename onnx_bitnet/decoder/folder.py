@@ -17,8 +17,8 @@ from onnx_bitnet.decoder.build import ATTENTION, LAYOUTS, Options, write_model
 from onnx_bitnet.decoder.source import Checkpoint, Random, Source
 from onnx_bitnet.decoder.tokens import BITS, PACKED
 from onnx_bitnet.errors import ModelError, OutputError, RecipeError, one_line
-from onnx_bitnet.files import check_folder
 from onnx_bitnet.formats import FORMATS
+from onnx_bitnet.outputs import check_folder
 from onnx_bitnet.report import Progress
 from onnx_bitnet.runtime import library_path
 from onnx_bitnet.weights import load_weights

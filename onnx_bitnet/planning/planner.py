@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnx_bitnet import files
+from onnx_bitnet import files, outputs
 from onnx_bitnet.calibration.calibration import Calibration
 from onnx_bitnet.conversion.convert import convert_as_told, default_output, nothing_converted, plan_as_told
 from onnx_bitnet.data.feeds import open_feeds
@@ -245,12 +245,12 @@ def convert(
     """
     output = Path(output)
     for target in (output, files.data_path(output)):
-        files.check_inputs(target, others=(recipe, data))
+        outputs.check_inputs(target, others=(recipe, data))
     recipe = Recipe.parse(recipe)
     options: dict[str, Any] = {"strict": strict, "progress": progress}
     if not recipe.has_goals:
         return _with_notes(convert_as_told(source, output, recipe, data=data, force=force, **options))
-    files.check_output(files.read(source), output, force=force)
+    outputs.check_output(files.read(source), output, force=force)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
         place = Path(folder, output.name)
         settled = settle(source, recipe, data, metric=metric, workplace=place, **options)

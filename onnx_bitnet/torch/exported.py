@@ -14,7 +14,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from onnx_bitnet import files
+from onnx_bitnet import files, outputs
 from onnx_bitnet.conversion.verify import verify
 from onnx_bitnet.data.feeds import open_feeds
 from onnx_bitnet.data.inputs import Batch
@@ -101,9 +101,9 @@ def distill_onnx(
         OutputError: the output cannot be written, or would overwrite a file.
     """
     output, file = Path(output), files.read(source)
-    files.check_output(file, output, force=force)
+    outputs.check_output(file, output, force=force)
     for target in (output, files.data_path(output)):
-        files.check_inputs(target, others=(data,))
+        outputs.check_inputs(target, others=(data,))
     prepare(file.model)
     chosen, left = _chosen(file.model, layers)
     options = {"granularity": granularity, "activation_bits": activation_bits, "scale": scale, "noise": noise}

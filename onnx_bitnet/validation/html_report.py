@@ -11,7 +11,7 @@ from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any
 
-from onnx_bitnet import files
+from onnx_bitnet import outputs
 from onnx_bitnet.errors import RuntimeMissing
 from onnx_bitnet.report import FrontierPoint, size
 from onnx_bitnet.validation.metrics import Metrics
@@ -64,7 +64,7 @@ def write(
             ("Size against error", _FRONTIER, _svg(partial(_frontier, points=frontier))),
         ],
     )
-    files.write_text(path, page)
+    outputs.write_text(path, page)
 
 
 def _rows(result: Validation) -> list[dict[str, Any]]:

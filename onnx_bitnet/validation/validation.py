@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnx_bitnet import files
+from onnx_bitnet import outputs
 from onnx_bitnet.inspection import PackedLayer
 from onnx_bitnet.report import FrontierPoint
 from onnx_bitnet.validation.metrics import Metrics
@@ -212,7 +212,7 @@ class Validation:
         for left in self.floats:
             unpacked = [None] * (len(header) - 3)
             writer.writerow([left.name, left.n, left.k, *unpacked, None, left.reason, *[None] * len(columns)])
-        files.write_text(Path(path), text.getvalue())
+        outputs.write_text(Path(path), text.getvalue())
 
     def to_html(
         self,
