@@ -208,12 +208,12 @@ class _Lessons:
 
     def __iter__(self) -> Iterator[tuple[dict[str, Tensor], np.ndarray | None]]:
         """Yield tensors by name, and where they are not padding."""
-        for index, batch in enumerate(self._feeds):
+        for label, batch in zip(self._feeds.labels, self._feeds, strict=True):
             for part in self._cut(batch):
                 have = self._defaults | part
                 names = [name for name in self._names if name not in have]
                 assert self._runner is not None, "what is compared is computed"
-                have |= self._runner.run(names, part, f"batch {index} of {self._feeds.description}")
+                have |= self._runner.run(names, part, label)
                 yield {name: tensor(have[name]) for name in self._names}, tokens(part, self._mask)
 
     def _cut(self, batch: Batch) -> Iterator[Batch]:

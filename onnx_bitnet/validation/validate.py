@@ -108,10 +108,10 @@ def validate(
     comparison = _Comparison(left, right, taps, threads, memory, mask)
     kept: list[tuple[Batch, Batch, Batch]] = []
     batches = 0
-    for batch in feeds:
+    for label, batch in feeds.labelled():
         if progress:
             progress(batches, feeds.count, f"batch {batches}")
-        outputs = comparison.add(batch, f"batch {batches} of {feeds.description}", _hint(feeds))
+        outputs = comparison.add(batch, label, _hint(feeds))
         if metric is not None:
             kept.append((batch, *outputs))
         batches += 1

@@ -503,7 +503,7 @@ def test_outputs_of_other_shapes(tmp_path, pair):
     nodes = [helper.make_node("Concat", ["x", "x"], ["y"], axis=1)]
     wide = save(tmp_path / "wide.onnx", nodes, {}, outputs=[value("y", ["n", "m"])])
     assert fails(ModelError, pair[0], wide, BATCHES) == (
-        f"{wide}: output 'y' on batch 0 of a list of batches: shape [3, 16] instead of [3, 8] "
+        f"{wide}: output 'y' on data, batch 0: shape [3, 16] instead of [3, 8] "
         f"as in {pair[0]}; convert it again"
     )
 
@@ -527,10 +527,10 @@ def test_a_model_that_fails_to_run(tmp_path, pair):
     nodes = [helper.make_node("Reshape", ["x", "shape"], ["y"])]
     brittle = save(tmp_path / "brittle.onnx", nodes, {"shape": np.array([3, K])})
     text = fails(ModelError, pair[0], brittle, BATCHES)
-    assert text.startswith(f"{brittle}: onnxruntime fails on batch 1 of a list of batches: ")
+    assert text.startswith(f"{brittle}: onnxruntime fails on data, batch 1: ")
     assert "random" not in text
     text = fails(ModelError, brittle, brittle)
-    assert text.startswith(f"{brittle}: onnxruntime fails on batch 0 of 4 batches of random feeds")
+    assert text.startswith(f"{brittle}: onnxruntime fails on random feeds, batch 0: ")
     assert text.endswith("; random feeds may not suit it: give data, or sizes (dims) of n")
 
 
