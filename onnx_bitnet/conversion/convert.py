@@ -209,6 +209,8 @@ def _rewrite(
             if node is not None and isinstance(step.stored, Quantized):
                 name, root = step.linear.name, step.linear.root
                 placed.append(Placed(name, node, step.stored, root, (name,)))
+            if known.twin is not None and step.quantized is not None and step.packed is not None:
+                known.twin.replace(step.layer.name, step.quantized, step.packed, step.basis)
             if known.inputs is not None:
                 known.inputs.replaced()
     if recipe.fuse:

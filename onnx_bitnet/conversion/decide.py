@@ -14,7 +14,7 @@ from onnx_bitnet.errors import RecipeError
 from onnx_bitnet.granularity import block_rows
 from onnx_bitnet.quantization.detect import check_weight, detect
 from onnx_bitnet.quantization.format_choice import with_format
-from onnx_bitnet.quantization.spec import LayerSpec
+from onnx_bitnet.quantization.spec import LayerSpec, activation_bits
 from onnx_bitnet.recipe import FLOAT_ACTIONS, MEASURED_ROUNDINGS, Recipe, Rule
 from onnx_bitnet.recipe_values import near_misses
 from onnx_bitnet.report import Reason
@@ -126,6 +126,21 @@ def decide(
     if recipe.target == "ort" and spec.exact is None and spec.planes > 1 and not spec.integer_bits:
         return Keep(Reason.NO_STOCK_OP, f"{spec.planes} planes")
     return _with_step(with_format(spec, linear.weight.n, linear.weight.k, recipe), recipe, statistics)
+
+
+def as_packed(
+    spec: LayerSpec, linear: Linear, recipe: Recipe, statistics: LayerStatistics | None
+) -> LayerSpec:
+    """Return how the packed op of a layer rounds activations, whatever the target; floats have no such op."""
+    if spec.float_type:
+        return spec
+    recipe = _for_layer(linear, recipe)
+    is_wide = spec.group_length(linear.weight.k) > MAX_GROUP
+    bits = 32 if is_wide else activation_bits(recipe, "custom")
+    own = replace(spec, activation_bits=bits, activation_scale=0.0)
+    packed = _with_step(_with_activations(own, linear, recipe), recipe, statistics)
+    assert isinstance(packed, LayerSpec)
+    return packed
 
 
 def _with_step(

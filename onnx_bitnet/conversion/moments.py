@@ -19,6 +19,7 @@ from onnx_bitnet.calibration.calibration import Calibration
 from onnx_bitnet.calibration.sources import Source, find_sources
 from onnx_bitnet.conversion.decide import may_use_moments, needs_calibration, needs_moments
 from onnx_bitnet.conversion.stages import Stages
+from onnx_bitnet.conversion.twin import Twin
 from onnx_bitnet.data.feeds import open_feeds
 from onnx_bitnet.data.padding import USUAL, check_mask, tokens
 from onnx_bitnet.data.replay import Replay, replayed
@@ -135,11 +136,13 @@ class Known:
         calibration: their statistics, if the recipe needs them or they were given.
         inputs: a means to measure moments, if the recipe needs them.
         given: the calibration if it is the user's, which may be that of another model.
+        twin: the model that moments are measured in, if it is not the one that is converted.
     """
 
     calibration: Calibration | None = None
     inputs: Inputs | None = None
     given: Calibration | None = None
+    twin: Twin | None = None
 
     @property
     def something(self) -> bool:
@@ -178,8 +181,10 @@ def measuring(file: files.ModelFile, recipe: Recipe, data: object) -> Iterator[K
             return
         sources, _ = find_sources(scan(file.model), file.model.graph)
         with tempfile.TemporaryDirectory() as folder:
-            inputs = Inputs(file.model, file.path, sources, feeds, 0, Path(folder), recipe.mask)
-            yield Known(calibration, inputs)
+            twin = None if recipe.target == "custom" else Twin(file.path, recipe)
+            model = file.model if twin is None else twin.model
+            inputs = Inputs(model, file.path, sources, feeds, 0, Path(folder), recipe.mask)
+            yield Known(calibration, inputs, twin=twin)
 
 
 def moments_of(layer: str, statistics: LayerStatistics) -> Moments:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_bitnet.calibration.sources import INSIDE
-from onnx_bitnet.conversion.decide import Keep, check_rules, decide, keep_unseen, way
+from onnx_bitnet.conversion.decide import Keep, as_packed, check_rules, decide, keep_unseen, way
 from onnx_bitnet.conversion.moments import Known
 from onnx_bitnet.conversion.targets import Basis, Stored, store
 from onnx_bitnet.errors import EvaluationError
@@ -40,6 +40,8 @@ class Step:
         spec: how it is packed.
         stored: its weight.
         basis: what the weight wants beside it.
+        quantized: the weight before it got the form that the target wants.
+        packed: how the packed op for it has activations.
         unseen: why there is no data of its inputs, after "the layer is"; empty if there is, or none at all.
     """
 
@@ -48,6 +50,8 @@ class Step:
     spec: LayerSpec | None = None
     stored: Stored | None = None
     basis: Basis = field(default_factory=Basis)
+    quantized: Quantized | Floats | None = None
+    packed: LayerSpec | None = None
     unseen: str = ""
 
 
@@ -161,7 +165,8 @@ def _step(linear: Linear, keep: Keep | None, recipe: Recipe, known: Known, done:
         packed_bytes=stored.nbytes + _padding(stored, recipe.layout),
         shared_with=first,
     )
-    return Step(layer, linear, decision, stored, Basis(turned, bias_shift), unseen)
+    packed = as_packed(decision, linear, recipe, statistics)
+    return Step(layer, linear, decision, stored, Basis(turned, bias_shift), quantized, packed, unseen)
 
 
 class _Done:

@@ -14,6 +14,12 @@ _AUTO_ACTIVATION_BITS = {"custom": 16, "ort": 8, "simulate": 32, "float": 32}
 _DEFAULT_GRANULARITY = {0: "block:128", 4: "block:32", 8: "channel"}  # by integer_bits
 
 
+def activation_bits(recipe: Recipe, target: str) -> int:
+    """Return how many bits activations have with a target; `auto` becomes what suits it."""
+    bits = recipe.activation_bits
+    return bits if isinstance(bits, int) else _AUTO_ACTIVATION_BITS[target]
+
+
 @dataclass(frozen=True)
 class LayerSpec:
     """How to pack one layer.
@@ -60,7 +66,7 @@ class LayerSpec:
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> LayerSpec:
         """Take the per-layer fields of a recipe; `auto` becomes i2s, mse and what suits the target."""
-        bits = recipe.activation_bits
+        bits = activation_bits(recipe, recipe.target)
         if recipe.target == "ort" and bits == 16:
             bits = 32  # it has integer activations of 8 bits only
         return cls(
@@ -69,7 +75,7 @@ class LayerSpec:
             rounding="mse" if recipe.rounding == "auto" else recipe.rounding,
             planes=2 if recipe.levels == 9 else recipe.planes,
             levels=recipe.levels,
-            activation_bits=bits if isinstance(bits, int) else _AUTO_ACTIVATION_BITS[recipe.target],
+            activation_bits=bits,
             dynamic_int8=recipe.target == "ort" and recipe.activation_bits == 8,
             rotation=rotation_size(recipe.rotation),
             offset=recipe.offset,

@@ -11,10 +11,11 @@ from rewrite.steps import expected
 from written import convert, ops, run
 
 import onnx_bitnet as bn
-from onnx_bitnet import reference
+from onnx_bitnet import files, reference
 from onnx_bitnet.errors import ModelError
 from onnx_bitnet.quantization import nbits
 from onnx_bitnet.report import Reason
+from onnx_bitnet.rewrite.replaced import replaced
 
 
 @pytest.mark.parametrize("target", ["ort", "simulate"])
@@ -57,21 +58,45 @@ RECIPES = {
 }
 
 
+@pytest.mark.parametrize("with_data", [False, True])
+@pytest.mark.parametrize("bits", ["auto", 8, 16, 32])
 @pytest.mark.parametrize("name", list(RECIPES))
-def test_float_of_custom_is_simulate(mixed, tmp_path, name):
-    bn.convert(mixed, tmp_path / "packed.onnx", RECIPES[name])
-    bn.convert(tmp_path / "packed.onnx", tmp_path / "float.onnx", {"target": "float"})
-    bn.convert(mixed, tmp_path / "simulated.onnx", RECIPES[name] | {"target": "simulate"})
-    restored, simulated = (
-        [onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer]
+def test_float_of_custom_is_simulate(mixed, tmp_path, name, bits, with_data):
+    """With data, too: layers are rounded by what those before them give, which is no matter of the target."""
+    generator = np.random.default_rng(1)
+    feeds = [{"x": generator.standard_normal((24, K), np.float32)} for _ in range(2)]
+    data = feeds if with_data else None
+    bn.convert(mixed, tmp_path / "packed.onnx", RECIPES[name] | {"activation_bits": bits}, data=data)
+    restored = {"target": "float", "activation_bits": bits}
+    bn.convert(tmp_path / "packed.onnx", tmp_path / "float.onnx", restored)
+    simulated = RECIPES[name] | {"target": "simulate", "activation_bits": bits}
+    bn.convert(mixed, tmp_path / "simulated.onnx", simulated, data=data)
+    float_model, simulation = (
+        sorted(
+            tensor.tobytes() for tensor in map(onnx.numpy_helper.to_array, onnx.load(path).graph.initializer)
+        )
         for path in (tmp_path / "float.onnx", tmp_path / "simulated.onnx")
     )
-    for got, want in zip(restored, simulated, strict=True):
-        np.testing.assert_array_equal(got, want)
+    assert float_model == simulation
     x = {"x": np.random.default_rng(0).standard_normal((3, K), np.float32)}
     (got,), (want,) = run(tmp_path / "float.onnx", x), run(tmp_path / "simulated.onnx", x)
     np.testing.assert_array_equal(got, want)
-    assert ops(tmp_path / "float.onnx") == ["MatMul"] * 3
+    if bits in ("auto", 32) and not with_data:
+        assert ops(tmp_path / "float.onnx") == ["MatMul"] * 3
+
+
+def test_stock_codes_are_those_of_packed_ops_with_data(mixed, tmp_path):
+    generator = np.random.default_rng(1)
+    feeds = [{"x": generator.standard_normal((24, K), np.float32)} for _ in range(2)]
+    recipe = {"rules": [("*", "int8")], "granularity": "channel", "activation_bits": 8}
+    weights = []
+    for target in ("custom", "ort"):
+        bn.convert(mixed, tmp_path / f"{target}.onnx", recipe | {"target": target}, data=feeds)
+        found = replaced(files.read(tmp_path / f"{target}.onnx").model)
+        weights.append({node.layer: node.decoder()(slice(None)) for node in found})
+    assert weights[0].keys() == weights[1].keys()
+    for layer, weight in weights[0].items():
+        np.testing.assert_array_equal(weights[1][layer].reshape(weight.shape), weight)
 
 
 @pytest.mark.parametrize("name", ["float32", "float16", "bfloat16"])
