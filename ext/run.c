@@ -53,6 +53,7 @@ static size_t estimate_ns(const bn_matmul *layer, size_t rows)
 }
 
 enum { INLINE_NS = 20000, TASK_NS = 8000, ROW_TASK_NS = 25000, PREPARE_VALUES = 1 << 15 };
+enum { CACHED = 16 << 20 }; /* bytes of weights that stay in a cache while one task after the other reads them */
 
 /* Tasks of rows, where there are enough for all threads: what a core quantizes is still in its cache when it
  * multiplies, it waits for no other, and what comes before and after in a graph shares out rows as well.  Float sums
@@ -60,10 +61,11 @@ enum { INLINE_NS = 20000, TASK_NS = 8000, ROW_TASK_NS = 25000, PREPARE_VALUES = 
 static int split_by_rows(work *w, size_t threads)
 {
     const bn_matmul *layer = w->call.layer;
-    const size_t rows = 2 * BN_ROW_BLOCK * layer->pace; /* enough to wait for no weights, even from memory */
+    const size_t weights = layer->planes * (layer->n + BN_PANEL - 1) / BN_PANEL * layer->column;
+    const size_t rows = 2 * BN_ROW_BLOCK * layer->pace; /* enough to wait for no weights */
     const size_t rounds = threads && layer->parts ? w->call.m / rows / threads : 0;
 
-    if (rounds == 0) {
+    if (rounds == 0 || weights > CACHED) {
         return 0;
     }
     const size_t tasks = threads * (rounds < 2 ? 2 : rounds);
