@@ -61,7 +61,7 @@ enum { CACHED = 16 << 20 }; /* bytes of weights that stay in a cache while one t
 static int split_by_rows(work *w, size_t threads)
 {
     const bn_matmul *layer = w->call.layer;
-    const size_t weights = layer->planes * (layer->n + BN_PANEL - 1) / BN_PANEL * layer->column;
+    const size_t weights = layer->planes * (bn_round_up(layer->n, BN_PANEL) / BN_PANEL) * layer->column;
     const size_t rows = 2 * BN_ROW_BLOCK * layer->pace; /* enough to wait for no weights */
     const size_t rounds = threads && layer->parts ? w->call.m / rows / threads : 0;
 

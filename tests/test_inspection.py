@@ -8,7 +8,7 @@ import pytest
 from chains import K, chain, ordinary, ternary
 
 import onnx_bitnet as bn
-from onnx_bitnet import tables
+from onnx_bitnet.cli import tables
 from onnx_bitnet.errors import ModelError
 from onnx_bitnet.inspection import inspect
 

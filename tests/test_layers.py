@@ -21,8 +21,7 @@ STACK = [
     ["calibration", "validation"],
     ["conversion", "doctor", "timing", "decoder", "torch"],
     ["planning"],
-    ["__init__", "tables"],
-    ["options"],
+    ["__init__"],
     ["cli"],
     ["__main__"],
 ]

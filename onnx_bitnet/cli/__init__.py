@@ -27,7 +27,7 @@ def _show_version(asked: bool) -> None:
 
 
 @app.callback()
-def common(
+def about(
     show_version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_show_version, help="print it and end")
     ] = False,

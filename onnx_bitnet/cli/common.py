@@ -14,8 +14,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from onnx_bitnet import outputs, tables
+from onnx_bitnet import outputs
 from onnx_bitnet.calibration.calibration import Calibration, is_calibration
+from onnx_bitnet.cli import tables
 from onnx_bitnet.errors import BitNetError, DataError, OutputError, RecipeError
 from onnx_bitnet.validation.validate import Metric, load_metric
 

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from onnx_bitnet import interrupts, outputs, tables
+from onnx_bitnet import interrupts, outputs
+from onnx_bitnet.cli import tables
 from onnx_bitnet.cli.common import (
     AsJson,
     Threads,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import onnx_bitnet as bn
-from onnx_bitnet import tables
+from onnx_bitnet.cli import tables
 from onnx_bitnet.cli.common import (
     FAILURE,
     AsJson,

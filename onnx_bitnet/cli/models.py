@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 import onnx_bitnet as bn
-from onnx_bitnet import files, outputs, recipe_file, tables
+from onnx_bitnet import files, outputs, recipe_file
 from onnx_bitnet.arguments import check_whole
+from onnx_bitnet.cli import tables
 from onnx_bitnet.cli.common import (
     GATE_FAILED,
     AsJson,
@@ -32,11 +33,11 @@ from onnx_bitnet.cli.common import (
     to_dims,
     to_metric,
 )
+from onnx_bitnet.cli.options import Given, to_recipe, with_recipe
 from onnx_bitnet.conversion.convert import default_output
 from onnx_bitnet.data.padding import USUAL
 from onnx_bitnet.errors import OutputError, RecipeError
 from onnx_bitnet.inspection import inspect as inspect_file
-from onnx_bitnet.options import Given, to_recipe, with_recipe
 from onnx_bitnet.planning.planner import sensitivity as rank_layers
 from onnx_bitnet.report import read_frontier
 from onnx_bitnet.validation import plots
