@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from onnx_bitnet import outputs
 from onnx_bitnet.calibration.calibration import Calibration, is_calibration
 from onnx_bitnet.cli import tables
-from onnx_bitnet.errors import BitNetError, DataError, OutputError, RecipeError
+from onnx_bitnet.errors import BitNetError, OutputError, RecipeError
 from onnx_bitnet.validation.validate import Metric, load_metric
 
 FAILURE, GATE_FAILED = 1, 3
@@ -128,11 +128,7 @@ def to_metric(where: str | None) -> Metric | None:
     Raises:
         DataError: there is none.
     """
-    if not where:
-        return None
-    if not where.rpartition(":")[0] and Path(where).is_file():
-        raise DataError(f"--metric {where}: names no function; write FILE.py:FUNCTION")
-    return load_metric(where)
+    return load_metric(where) if where else None
 
 
 def to_calibration(data: Path | None) -> Calibration | Path | None:

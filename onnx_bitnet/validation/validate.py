@@ -149,6 +149,8 @@ def load_metric(where: str) -> Metric:
         DataError: there is no such file or function, or the script fails.
     """
     file, _, name = where.rpartition(":")
+    if not file and Path(where).is_file():
+        raise DataError(f"metric {where!r}: names no function; write FILE.py:FUNCTION")
     if not Path(file).is_file():
         raise DataError(f"metric {where!r}: no such file; write FILE.py:FUNCTION")
     try:

@@ -193,9 +193,12 @@ class Validation:
     def to_csv(self, path: str | Path) -> None:
         """Write a table of the layers, packed and float: one line each, metrics by column.
 
+        An existing file is replaced, unless it is one of the models.
+
         Raises:
             OutputError: the file cannot be written.
         """
+        self._check_apart(path)
         packed = {layer.name: layer for layer in self.packed}
         columns = [f"{part}_{metric}" for part in _PARTS for metric in _CSV_METRICS]
         header = ["name", "n", "k", "format", "planes", "granularity", "activation_bits", "bits_per_weight"]
@@ -214,6 +217,9 @@ class Validation:
             writer.writerow([left.name, left.n, left.k, *unpacked, None, left.reason, *[None] * len(columns)])
         outputs.write_text(Path(path), text.getvalue())
 
+    def _check_apart(self, path: str | Path) -> None:
+        outputs.check_inputs(Path(path), models=(self.reference, self.got))
+
     def to_html(
         self,
         path: str | Path,
@@ -226,7 +232,7 @@ class Validation:
         """Write a page for people: verdict, sizes, plots, and every layer. It needs no network.
 
         Args:
-            path: where to write; an existing file is replaced.
+            path: where to write; an existing file is replaced, unless it is one of the models.
             min_sqnr: gate to show as passed or failed, see `failures`.
             min_cosine: likewise.
             min_metric: likewise.
@@ -236,6 +242,7 @@ class Validation:
             RuntimeMissing: jinja2 or matplotlib is not installed.
             OutputError: the file cannot be written.
         """
+        self._check_apart(path)
         # Imported here because the page needs packages that nothing else does.
         from onnx_bitnet.validation import html_report
 

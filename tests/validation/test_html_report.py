@@ -7,6 +7,7 @@ import dataclasses
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -138,6 +139,15 @@ def test_the_table_has_a_line_for_each_layer(result, tmp_path):
         "kept-by-rule",
         "",
     )
+
+
+def test_a_model_is_not_replaced_by_its_report(result):
+    for path in map(Path, (result.reference, result.got)):
+        before = path.read_bytes()
+        for write in (result.to_html, result.to_csv):
+            with pytest.raises(OutputError, match="is part of the input model"):
+                write(path)
+        assert path.read_bytes() == before
 
 
 def test_a_folder_that_is_not_there(result, tmp_path):
