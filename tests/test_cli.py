@@ -226,10 +226,6 @@ def test_inputs_are_not_overwritten_even_with_force(inputs, arguments, name):
         ),
         (("sensitivity", "model.onnx", "--method", "output"), 2, "did you mean 'outputs'?"),
         (("plan", "model.onnx", "--metric", "metric.py"), 1, "'metric.py': names no function; write FILE"),
-            ("plan", "model.onnx", "--metric", "metric.py"),
-            1,
-            "metric 'metric.py': names no function; write FILE",
-        ),
         (("plan", "model.onnx", "--max-size", "9" * 400), 2, "is no size"),
         (
             ("calibrate", "model.onnx", "--max-memory", "-5"),
