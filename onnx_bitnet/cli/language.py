@@ -19,7 +19,7 @@ from onnx_bitnet.cli.common import (
     show,
     shown_progress,
 )
-from onnx_bitnet.decoder import Generator, Options, Sampling
+from onnx_bitnet.decoder import GEOMETRIES, Generator, Options, Sampling
 from onnx_bitnet.decoder import build as build_decoder
 from onnx_bitnet.decoder.folder import named_architecture
 from onnx_bitnet.errors import RecipeError
@@ -54,7 +54,8 @@ def build(
 ) -> None:
     """Write a ternary language model, ready to generate text, from a Hugging Face checkpoint."""
     with errors(), shown_progress("building") as progress:
-        outputs.check_folder(folder, Path(source))
+        if random and source not in GEOMETRIES:  # a config.json; where a checkpoint is, `build_decoder` looks
+            outputs.check_folder(folder, Path(source))
         built = build_decoder(
             named_architecture(source) if random else source,
             folder,

@@ -20,6 +20,8 @@ def test_build_a_random_model_and_generate(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "2 layers, hidden 64, ffn 160, heads 4/2, vocabulary 256" in done.stdout
     assert run("build", "--random", "tiny", tmp_path / "tiny").returncode == 1
+    done = run("build", "--random", "tiny", "tiny", "--force", cwd=tmp_path)  # no input, but a name
+    assert done.returncode == 0, done.stderr
     done = run("generate", tmp_path / "tiny", "--tokens", "1,2 3", "--count", 6, "--threads", 1)
     assert done.returncode == 0, done.stderr
     tokens = list(Generator(tmp_path / "tiny", threads=1).tokens([1, 2, 3], 6))
