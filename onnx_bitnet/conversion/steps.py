@@ -41,7 +41,7 @@ class Step:
         stored: its weight.
         basis: what the weight wants beside it.
         quantized: the weight before it got the form that the target wants.
-        packed: how the packed op for it has activations.
+        packed: how the packed op for it has activations, if there is a twin to put that into.
         unseen: why there is no data of its inputs, after "the layer is"; empty if there is, or none at all.
     """
 
@@ -165,7 +165,7 @@ def _step(linear: Linear, keep: Keep | None, recipe: Recipe, known: Known, done:
         packed_bytes=stored.nbytes + _padding(stored, recipe.layout),
         shared_with=first,
     )
-    packed = as_packed(decision, linear, recipe, statistics)
+    packed = as_packed(decision, linear, recipe, statistics) if known.twin is not None else None
     return Step(layer, linear, decision, stored, Basis(turned, bias_shift), quantized, packed, unseen)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_bitnet.formats import FORMATS, PANEL_OP, to_panels
-from onnx_bitnet.graphs import subgraphs
+from onnx_bitnet.graphs import values
 from onnx_bitnet.quantization.quantized import Quantized
 from onnx_bitnet.quantization.rotation import Rotation
 from onnx_bitnet.rewrite.cleanup import release
@@ -49,10 +49,8 @@ class Shared:
         """Look at a model."""
         bodies = frozenset(function.graph for function in model.functions.values())
         nodes = [node for root in (model.graph, *bodies) for node in root.all_nodes()]
-        graphs = {model.graph, *bodies} | {body for node in nodes for _, body in subgraphs(node)}
-        values = [value for graph in graphs for value in (*graph.inputs, *graph.initializers.values())]
-        values += [value for node in nodes for value in node.outputs]
-        return cls({str(value.name) for value in values}, {str(node.name) for node in nodes}, {}, bodies)
+        names = {str(value.name) for root in (model.graph, *bodies) for value in values(root)}
+        return cls(names, {str(node.name) for node in nodes}, {}, bodies)
 
     def constant(
         self, graph: ir.Graph, key: Hashable, name: str, array: np.ndarray, alive: object = None

@@ -410,14 +410,17 @@ def test_ranks_of_heads_are_inferred(name: str):
 def test_heads_of_unknown_rank_stay(name: str):
     """Nothing is inferred of the body of a function, which is called with any rank."""
     parts = INFERRED[name]
-    lines = f"{HELD} {parts.lines()}"
-    before = with_numbers(
+    refused(called(parts, f"{HELD} {parts.lines()}"))
+
+
+def called(parts: Parts, lines: str, opset: int = 18) -> onnx.ModelProto:
+    """Put lines into a function, which is called with the inputs of parts."""
+    return with_numbers(
         f"g ({parts.inputs()}) => (float[b, s, {H}, {D}] y) {{ y = own.attend (q, k, v, mask) }}",
-        functions=f"""<domain: "own", opset_import: ["" : 18]>
+        functions=f"""<domain: "own", opset_import: ["" : {opset}]>
             attend (q, k, v, mask) => (y) <float q, float k, float v, float mask> {{ {lines} }}""",
         domains=("own",),
     )
-    refused(before)
 
 
 # ---- K turned by way of three axes
@@ -702,10 +705,4 @@ def test_the_opset_of_a_function_counts():
     """Its default axis of Softmax is that of its own opset."""
     scores = "p = MatMul (qh, kh) \n masked = Add (p, mask)"
     lines = Parts(softmax=SOFTMAX.replace("<axis = -1>", ""), scores=scores).lines()
-    before = with_numbers(
-        f"g ({Parts().inputs()}) => (float[b, s, {H}, {D}] y) {{ y = own.attend (q, k, v, mask) }}",
-        functions=f"""<domain: "own", opset_import: ["" : 11]>
-            attend (q, k, v, mask) => (y) <float q, float k, float v, float mask> {{ {lines} }}""",
-        domains=("own",),
-    )
-    refused(before)
+    refused(called(Parts(), lines, opset=11))
